@@ -1,0 +1,5 @@
+"""`python -m smtpguard`."""
+
+from smtpguard.cli import main
+
+main()

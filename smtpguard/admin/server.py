@@ -1,0 +1,207 @@
+"""What does the admin address answer?  Metrics, health, decisions, status, and the MTA-STS cache.
+
+One request a connection is all it needs to serve well: h11 over plain Trio streams, small bodies, every wait bounded.
+The address is loopback or a unix socket; answers hold no message content.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import h11
+import msgspec
+import trio
+
+from smtpguard.mtasts.cache import StsCache
+from smtpguard.mtasts.entries import Entry
+from smtpguard.names import NameInvalid, parse_domain
+from smtpguard.telemetry.history import History, encode_all
+from smtpguard.telemetry.metrics import Metrics
+
+_REQUEST_SECONDS = 30.0
+_MAX_DECISIONS = 1000
+_MAX_BODY = 4096
+_JSON = "application/json"
+_TEXT = "text/plain; charset=utf-8"
+_SERVER = b"smtpguard"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of the process.  `degraded` names what does not stop mail but weakens it."""
+
+    version: str
+    ready: bool
+    draining: bool
+    dnssec: str
+    validation: str
+    degraded: tuple[str, ...]
+    sessions: int
+    pool: str
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP response."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class AdminServer:
+    """Serves the admin address until cancelled."""
+
+    def __init__(
+        self, metrics: Metrics, history: History, sts: StsCache | None, status: Callable[[], Status]
+    ) -> None:
+        self._metrics = metrics
+        self._history = history
+        self._sts = sts
+        self._status = status
+
+    async def serve(self, listener: trio.abc.Listener[trio.SocketStream]) -> None:
+        """Accept and answer."""
+        await trio.serve_listeners(self._connection, [listener])
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        with trio.move_on_after(_REQUEST_SECONDS):
+            try:
+                await self._requests(stream)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+                pass
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await stream.aclose()
+
+    async def _requests(self, stream: trio.SocketStream) -> None:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+        while True:
+            request: h11.Request | None = None
+            size = 0
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await stream.receive_some(16384))
+                elif isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    size += len(event.data)
+                    if size > _MAX_BODY:
+                        return
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                else:
+                    return
+            assert request is not None
+            answer = await self.answer(request.method.decode("ascii"), request.target.decode("latin-1"), _accept(request))
+            await stream.send_all(_encode(connection, request, answer))
+            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                return
+            connection.start_next_cycle()
+
+    async def answer(self, method: str, target: str, accept: str = "") -> Answer:
+        """The answer to one request; `target` is path and query."""
+        parts = urlsplit(target)
+        path, query = unquote(parts.path), parse_qs(parts.query)
+        if path.startswith("/api/sts"):
+            return await self._sts_answer(method, path.removeprefix("/api/sts").strip("/"))
+        if method not in ("GET", "HEAD"):
+            return _problem(405, "only GET here")
+        match path:
+            case "/metrics":
+                content_type, body = self._metrics.render(accept)
+                return Answer(200, content_type, body)
+            case "/healthz/live":
+                return Answer(200, _TEXT, b"alive\n")
+            case "/healthz/ready":
+                status = self._status()
+                words = "ready" if status.ready else "draining" if status.draining else "starting"
+                lines = [words, *(f"degraded: {what}" for what in status.degraded)]
+                return Answer(200 if status.ready else 503, _TEXT, "\n".join(lines).encode() + b"\n")
+            case "/api/status":
+                return Answer(200, _JSON, msgspec.json.encode(asdict(self._status())))
+            case "/api/decisions":
+                return self._decisions(query)
+            case _:
+                return _problem(404, "there is no such page; see docs/admin.md")
+
+    def _decisions(self, query: dict[str, list[str]]) -> Answer:
+        """`?q=ID|DOMAIN` finds, `?limit=N` shows the latest."""
+        wanted = query.get("q", [""])[0]
+        if wanted:
+            return Answer(200, _JSON, encode_all(self._history.find(wanted)[-_MAX_DECISIONS:]))
+        limit = query.get("limit", ["100"])[0]
+        if not (limit.isascii() and limit.isdigit()) or not 0 < int(limit) <= _MAX_DECISIONS:
+            return _problem(400, f"limit must be a number from 1 to {_MAX_DECISIONS}")
+        return Answer(200, _JSON, encode_all(self._history.recent(int(limit))))
+
+    async def _sts_answer(self, method: str, rest: str) -> Answer:
+        """GET list or show; POST `DOMAIN?` refresh or forget: `/api/sts/example.org/refresh`."""
+        if self._sts is None:
+            return _problem(404, "MTA-STS is switched off: [mtasts] enabled = false")
+        if not rest:
+            return Answer(200, _JSON, msgspec.json.encode([_policy(entry) for entry in self._sts.list()]))
+        name, _, action = rest.partition("/")
+        try:
+            domain = parse_domain(name)
+        except NameInvalid as error:
+            return _problem(400, str(error))
+        if method == "POST" and action == "refresh":
+            return Answer(200, _JSON, msgspec.json.encode(_plain(await self._sts.refresh(domain))))
+        if method == "POST" and action == "forget":
+            return Answer(200, _JSON, msgspec.json.encode({"forgotten": self._sts.forget(domain)}))
+        if method in ("GET", "HEAD") and not action:
+            shown = self._sts.show(domain)
+            if shown is None:
+                return _problem(404, f"no policy of {domain} is cached")
+            return Answer(200, _JSON, msgspec.json.encode(_policy(shown)))
+        return _problem(405, "POST /api/sts/DOMAIN/refresh or /forget, GET /api/sts/DOMAIN")
+
+
+def _plain(result: object) -> dict[str, object]:
+    """What a refresh came to, as JSON would have it."""
+    if result is None:
+        return {"result": "no policy"}
+    return {"result": type(result).__name__, "detail": str(getattr(result, "detail", ""))}
+
+
+def _policy(entry: Entry) -> dict[str, object]:
+    """A cached policy as the operator sees it."""
+    return {
+        "domain": entry.domain,
+        "id": entry.id,
+        "mode": entry.mode.value,
+        "max_age_seconds": entry.policy.max_age_seconds,
+        "mx": [str(pattern) for pattern in entry.policy.mx],
+        "fetched": entry.fetched,
+        "expires": entry.expires,
+        "last_failure": entry.failure.detail if entry.failure is not None else "",
+    }
+
+
+def _problem(status: int, text: str) -> Answer:
+    return Answer(status, _JSON, msgspec.json.encode({"error": text}))
+
+
+def _accept(request: h11.Request) -> str:
+    for name, value in request.headers:
+        if name == b"accept":
+            return value.decode("latin-1")
+    return ""
+
+
+def _encode(connection: h11.Connection, request: h11.Request, answer: Answer) -> bytes:
+    response = h11.Response(
+        status_code=answer.status,
+        headers=[
+            (b"content-type", answer.content_type.encode("ascii")),
+            (b"content-length", str(len(answer.body)).encode("ascii")),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+            (b"server", _SERVER),
+        ],
+    )
+    body = b"" if request.method == b"HEAD" else answer.body
+    parts = [connection.send(response), connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
+    return b"".join(part for part in parts if part)

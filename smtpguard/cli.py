@@ -1,0 +1,254 @@
+"""What may an operator type?  `smtpguard run | check-config | probe | explain | sts | demo`.
+
+Exit codes: 0 well, 1 it failed or a domain would be refused, 2 the configuration or the command line is wrong.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import msgspec
+import trio
+
+from smtpguard import __version__
+from smtpguard.admin.client import AdminUnreachable, ask
+from smtpguard.app import StartFailed
+from smtpguard.app import run as run_app
+from smtpguard.clock import SYSTEM_CLOCK
+from smtpguard.config.build import DEFAULT_PATH, Settings, host_name_resolves, load
+from smtpguard.engine import Engine, load_roots
+from smtpguard.events import discard
+from smtpguard.mtasts.store import Store
+from smtpguard.names import Domain, IpAddress, NameInvalid, parse_mail_domain
+from smtpguard.outbound.probe import DomainReport, HostReport, probe
+
+_CANARY_SECONDS = 15.0
+_PROBES_AT_ONCE = 8
+
+config_option = click.option(
+    "--config",
+    "-c",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="SMTPGUARD_CONFIG",
+    default=DEFAULT_PATH,
+    show_default=True,
+    help="The configuration file.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="smtpguard")
+def main() -> None:
+    """A proxy in front of your MTA: no mail leaves with less TLS than the other side asked for."""
+
+
+@main.command()
+@config_option
+def run(config: Path) -> None:
+    """Serve.  HUP reloads, TERM drains, a second TERM ends at once."""
+    _settings(config)
+    try:
+        run_app(config)
+    except* StartFailed as failed:
+        for error in failed.exceptions:
+            click.echo(f"smtpguard: {error}", err=True)
+        sys.exit(1)
+
+
+@main.command("check-config")
+@config_option
+def check_config(config: Path) -> None:
+    """Read the configuration, certificates and authorities; say everything that is wrong (exit 2)."""
+    settings = _settings(config)
+    problems = []
+    try:
+        load_roots(settings)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+    directory = settings.state_dir
+    if directory.exists() and not os.access(directory, os.W_OK):
+        problems.append(f"the state directory {directory} is not writable for this user")
+    for warning in settings.outbound.rules.warnings(SYSTEM_CLOCK.now().date()):
+        click.echo(f"warning: policy {warning.rule}: {warning.detail}", err=True)
+    if unresolved := host_name_resolves(settings):
+        click.echo(f"warning: hostname: {unresolved}; many hosts refuse such a name in EHLO", err=True)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        sys.exit(2)
+    click.echo(f"{config}: well ({len(settings.listeners)} listeners, {len(settings.outbound.rules.rules)} rules)")
+
+
+@main.command("probe")
+@click.argument("domains", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each domain.")
+@config_option
+def probe_command(domains: tuple[str, ...], as_json: bool, config: Path) -> None:
+    """Look at every mail host of DOMAINS as a delivery would, without mail.  Exit 1: one would be refused."""
+    wanted: list[Domain | IpAddress] = []
+    for text in domains:
+        try:
+            wanted.append(parse_mail_domain(text))
+        except NameInvalid as error:
+            _fail(str(error), 2)
+    settings = _settings(config)
+    try:
+        reports = trio.run(partial(_probe_all, settings, wanted, as_json))
+    except (OSError, ValueError) as error:
+        _fail(str(error), 1)
+    sys.exit(0 if all(report.verdict == "deliver" for report in reports) else 1)
+
+
+async def _probe_all(settings: Settings, domains: list[Domain | IpAddress], as_json: bool) -> list[DomainReport]:
+    """Probe a few at a time, printing each as it comes; progress goes to stderr where there are many."""
+    engine = Engine(settings, Store.open(None, discard), SYSTEM_CLOCK, discard)
+    reports: list[DomainReport] = []
+    limit = trio.CapacityLimiter(_PROBES_AT_ONCE)
+
+    async def one(domain: Domain | IpAddress) -> None:
+        async with limit:
+            report = await probe(domain, engine.services, engine.outbound, settings.listeners[0])
+        reports.append(report)
+        click.echo(msgspec.json.encode(report.as_json()).decode() if as_json else _shown(report))
+        if len(domains) > 1 and not as_json and sys.stderr.isatty():
+            click.echo(f"{len(reports)} of {len(domains)} domains", err=True)
+
+    async with trio.open_nursery() as services:
+        await services.start(engine.run)
+        with trio.move_on_after(_CANARY_SECONDS):
+            while engine.canary.verdict is None:
+                await trio.sleep(0.05)
+        if not as_json:
+            click.echo(f"DNSSEC: {engine.resolver.validation.value} ({engine.canary.state.value})")
+        async with trio.open_nursery() as nursery:
+            for domain in domains:
+                nursery.start_soon(one, domain)
+        services.cancel_scope.cancel()
+    return reports
+
+
+def _shown(report: DomainReport) -> str:
+    lines = [f"{report.domain}: {report.verdict}" + (f" [{report.reason}] {report.detail}" if report.reason else "")]
+    lines += [_shown_host(host) for host in report.hosts]
+    return "\n".join(lines)
+
+
+def _shown_host(host: HostReport) -> str:
+    where = f"{host.host}[{host.address}]" if host.address else host.host
+    if host.would == "refuse":
+        return f"  {where} {host.policy}: refuse [{host.reason}] {host.detail}"
+    tls = f"TLS {host.tls} {host.cipher} {host.group}".rstrip() if host.tls else "in clear"
+    text = f"  {where} {host.policy}: deliver, {tls}, auth={host.auth}"
+    for line in (*host.why, *host.observed):
+        text += f"\n    {line}"
+    return text
+
+
+@main.command()
+@click.argument("what")
+@click.option("--json", "as_json", is_flag=True, help="The decisions as JSON.")
+@config_option
+def explain(what: str, as_json: bool, config: Path) -> None:
+    """Why was it refused or delivered?  WHAT is the id of a reply or log line, or a domain."""
+    decisions = _ask(config, "GET", "/api/decisions", q=what)
+    if not isinstance(decisions, list) or not decisions:
+        _fail(f"nothing is remembered of {what!r}; `smtpguard probe DOMAIN` shows what would happen now", 1)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(decisions)).decode())
+        return
+    for decision in decisions:
+        click.echo(f"{decision.get('id')}  {decision.get('domain')}")
+        for entry in decision.get("entries", []):
+            click.echo(f"  {_entry(entry)}")
+
+
+def _entry(entry: dict[str, object]) -> str:
+    """One event of a decision on one line."""
+    known = dict(entry)
+    head = f"{known.pop('at', known.pop('ts', ''))} {known.pop('event', '')}"
+    parts = []
+    for key, value in known.items():
+        if value in ("", None, [], 0, False) or key in ("id", "domain"):
+            continue
+        parts.append(f"{key}={' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return f"{head} {' '.join(parts)}"
+
+
+@main.group()
+def sts() -> None:
+    """The MTA-STS policies of the running smtpguard."""
+
+
+@sts.command("list")
+@config_option
+def sts_list(config: Path) -> None:
+    """All cached policies."""
+    policies = _ask(config, "GET", "/api/sts")
+    assert isinstance(policies, list)
+    for policy in policies:
+        click.echo(f"{policy['domain']:40} {policy['mode']:8} until {policy['expires']} {policy['last_failure']}")
+    click.echo(f"{len(policies)} policies", err=True)
+
+
+@sts.command("show")
+@click.argument("domain")
+@config_option
+def sts_show(domain: str, config: Path) -> None:
+    """One cached policy."""
+    click.echo(msgspec.json.format(msgspec.json.encode(_ask(config, "GET", f"/api/sts/{domain}"))).decode())
+
+
+@sts.command("refresh")
+@click.argument("domain")
+@config_option
+def sts_refresh(domain: str, config: Path) -> None:
+    """Fetch the policy of DOMAIN now."""
+    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{domain}/refresh")).decode())
+
+
+@sts.command("forget")
+@click.argument("domain")
+@config_option
+def sts_forget(domain: str, config: Path) -> None:
+    """Drop the cached policy of DOMAIN: until the next fetch its mail is not protected by it."""
+    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{domain}/forget")).decode())
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """The sandbox internet on loopback: who publishes what, who attacks, what happens.  --serve keeps it up."""
+    from smtpguard.sandbox.demo import main as demo_main  # noqa: PLC0415  -- only the demo needs it
+
+    sys.exit(demo_main(list(arguments)))
+
+
+def _settings(config: Path) -> Settings:
+    settings = load(config)
+    if isinstance(settings, list):
+        for error in settings:
+            click.echo(str(error), err=True)
+        sys.exit(2)
+    return settings
+
+
+def _ask(config: Path, method: str, path: str, **query: str) -> object:
+    settings = _settings(config)
+    if settings.admin is None:
+        _fail("[admin] enabled = false: there is nothing to ask", 2)
+    try:
+        return ask(settings.admin, method, path, **query)
+    except AdminUnreachable as error:
+        _fail(str(error), 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"smtpguard: {text}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

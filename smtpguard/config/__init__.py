@@ -1,0 +1,1 @@
+"""The configuration file: what it says, and the frozen settings each package takes."""

@@ -1,0 +1,283 @@
+"""What happened, as flat values: the one catalogue that logs, metrics, history and reports are rendered from.
+
+Events are frozen, hold only text, numbers and tuples, and are emitted once, where the fact is known.  `emit` never
+awaits, blocks or raises.  Strings from the network are bounded and escaped by `reasons.printable` before they enter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+Direction = Literal["inbound", "outbound"]
+Severity = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events; `name` and `severity` are the log's `event=` and `level=`."""
+
+    name: ClassVar[str] = "event"
+    severity: ClassVar[Severity] = "info"
+
+
+Emit = Callable[[Any], None]
+
+
+def discard(event: Event) -> None:
+    """An Emit that nobody listens to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFacts(Event):
+    """The policy facts every outcome at a host carries, enough for an RFC 8460 report.
+
+    `policy_type` is `tlsa`, `sts` or `no-policy-found`; `policy_string` the TLSA records or policy lines; `result_type`
+    empty for success.
+    """
+
+    id: str
+    domain: str
+    mx: str
+    address: str
+    port: int
+    policy: str
+    policy_type: str = "no-policy-found"
+    policy_domain: str = ""
+    policy_string: tuple[str, ...] = ()
+    mx_patterns: tuple[str, ...] = ()
+    tls_version: str = ""
+    cipher: str = ""
+    group: str = ""
+    auth: str = ""
+    reason: str = ""
+    result_type: str = ""
+    failure_reason_code: str = ""
+    detail: str = ""
+    source_address: str = ""
+    helo: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOpened(TlsFacts):
+    """A host was connected and showed what its requirement asks."""
+
+    name: ClassVar[str] = "host_opened"
+    severity: ClassVar[Severity] = "debug"
+    reused: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSkipped(TlsFacts):
+    """A host was passed over: unreachable, or it failed its requirement."""
+
+    name: ClassVar[str] = "host_skipped"
+    severity: ClassVar[Severity] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyObserved(TlsFacts):
+    """What a policy that is judged and not enforced would have done: `kind` sts-testing, sts, shadow, override."""
+
+    name: ClassVar[str] = "policy_observed"
+    severity: ClassVar[Severity] = "info"
+    kind: str = ""
+    would: Literal["deliver", "refuse"] = "deliver"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered(Event):
+    """The next hop took responsibility for the message (2xx to end-of-data)."""
+
+    name: ClassVar[str] = "delivered"
+    id: str
+    domain: str
+    mx: str
+    address: str
+    port: int
+    policy: str
+    auth: str
+    tls_version: str
+    cipher: str
+    group: str
+    recipients: int
+    octets: int
+    seconds: float
+    reply: str
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryRefused(Event):
+    """Recipients were refused or deferred: by us (`reason` set) or by the next hop (`relayed`)."""
+
+    name: ClassVar[str] = "delivery_refused"
+    severity: ClassVar[Severity] = "warning"
+    id: str
+    domain: str
+    mx: str = ""
+    address: str = ""
+    port: int = 0
+    policy: str = ""
+    reason: str = ""
+    reply: str
+    stage: str
+    relayed: bool = False
+    recipients: int = 1
+    why: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalReplyLost(Event):
+    """Whether the message was delivered is not known: the next hop (`side="upstream"`) or the MTA (`side="client"`)
+    was lost between end-of-data and the reply; the MTA's retry may make a duplicate."""
+
+    name: ClassVar[str] = "final_reply_lost"
+    severity: ClassVar[Severity] = "warning"
+    id: str
+    domain: str
+    mx: str
+    side: Literal["upstream", "client"]
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation(Event):
+    """A peer broke the protocol; `kind` is bounded: line_too_long, nul, bare_newline, starttls_injection, ..."""
+
+    name: ClassVar[str] = "violation"
+    severity: ClassVar[Severity] = "warning"
+    direction: Direction
+    kind: str
+    session: str
+    peer: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened(Event):
+    """An MTA or client connected."""
+
+    name: ClassVar[str] = "session_opened"
+    severity: ClassVar[Severity] = "debug"
+    direction: Direction
+    session: str
+    listener: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed(Event):
+    """A session ended; `cause` is bounded: quit, closed, idle, shutdown, lost, error, refused."""
+
+    name: ClassVar[str] = "session_closed"
+    severity: ClassVar[Severity] = "debug"
+    direction: Direction
+    session: str
+    listener: str
+    peer: str
+    cause: str
+    seconds: float
+    transactions: int
+    tls_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsLookup(Event):
+    """One query went out (not a cache hit); `status`: secure insecure timeout servfail bogus ..."""
+
+    name: ClassVar[str] = "dns_lookup"
+    severity: ClassVar[Severity] = "debug"
+    qname: str
+    rdtype: str
+    status: str
+    seconds: float
+    resolver: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnssecState(Event):
+    """The canary's verdict on the resolver changed, or was found at start."""
+
+    name: ClassVar[str] = "dnssec_state"
+    severity: ClassVar[Severity] = "warning"
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StsEvent(Event):
+    """MTA-STS: `event` is bounded: fetched, fetch_error, invalid, webpki, txt_tempfail, txt_missing_cached,
+    cache_stale_used, expired, mode_none, refreshed, refresh_failed, forgotten, grace."""
+
+    name: ClassVar[str] = "sts"
+    severity: ClassVar[Severity] = "info"
+    event: str
+    domain: str
+    result_type: str = ""
+    failure_reason_code: str = ""
+    detail: str = ""
+    policy_string: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleWarning(Event):
+    """A rule of the configuration does not do what it may be thought to do: weaker than published, expired."""
+
+    name: ClassVar[str] = "rule_warning"
+    severity: ClassVar[Severity] = "warning"
+    rule: str
+    domain: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerBound(Event):
+    """A listener is ready."""
+
+    name: ClassVar[str] = "listening"
+    listener: str
+    address: str
+    role: str
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptPaused(Event):
+    """Accepting paused: no descriptor or session slot is free."""
+
+    name: ClassVar[str] = "accept_paused"
+    severity: ClassVar[Severity] = "error"
+    listener: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifecycle(Event):
+    """The process itself: `stage` is started, ready, reloading, reloaded, reload_failed, draining, stopped."""
+
+    name: ClassVar[str] = "lifecycle"
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalError(Event):
+    """A bug: an exception reached a session or service boundary."""
+
+    name: ClassVar[str] = "internal_error"
+    severity: ClassVar[Severity] = "error"
+    where: str
+    session: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreError(Event):
+    """Persistent state could not be read or written; what is kept in memory goes on."""
+
+    name: ClassVar[str] = "store_error"
+    severity: ClassVar[Severity] = "error"
+    store: str
+    detail: str

@@ -1,0 +1,1 @@
+"""MTA-STS: parse, fetch, keep and refresh policies (RFC 8461)."""

@@ -1,0 +1,1 @@
+"""Sockets: one wire, one dialogue loop, deadlines, listening and connecting."""

@@ -1,0 +1,103 @@
+"""How many at once, and whom not to try again yet?  (DESIGN §6: load toward a destination, host memory)
+
+Pure counters: no waiting, no clock; `now` is seconds of the monotonic clock.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+FIRST_PAUSE_SECONDS = 60.0
+LONGEST_PAUSE_SECONDS = 600.0
+
+
+class Slots(Generic[K]):
+    """At most `cap` holders per key.  Memory: one number per key that has a holder."""
+
+    __slots__ = ("_cap", "_taken")
+
+    def __init__(self, cap: int) -> None:
+        if cap < 1:
+            raise ValueError("a cap below 1 would never let anyone in")
+        self._cap = cap
+        self._taken: dict[K, int] = {}
+
+    def try_take(self, key: K) -> bool:
+        """Take a slot if one is free; who gets True calls `release` once."""
+        taken = self._taken.get(key, 0)
+        if taken >= self._cap:
+            return False
+        self._taken[key] = taken + 1
+        return True
+
+    def release(self, key: K) -> None:
+        """Give one slot back.  Raises ValueError if none is taken."""
+        taken = self._taken.get(key, 0)
+        if taken == 0:
+            raise ValueError(f"no slot of {key!r} is taken")
+        if taken == 1:
+            del self._taken[key]
+        else:
+            self._taken[key] = taken - 1
+
+    def taken(self, key: K) -> int:
+        """How many hold a slot of `key`."""
+        return self._taken.get(key, 0)
+
+    def __repr__(self) -> str:
+        return f"<Slots cap={self._cap} {self._taken!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    until: float
+    pause: float
+
+
+class FailureMemory(Generic[K]):
+    """Addresses that failed a moment ago: skipped for 60 s, after each further failure twice as long, up to
+    10 min.
+
+    Failures that arrive during a pause (from connections begun before it) do not lengthen it.  A key that
+    has behaved for LONGEST_PAUSE_SECONDS after its pause begins anew.  At most `capacity` keys; the one that
+    failed longest ago is forgotten first, which only means that it is tried.
+    """
+
+    __slots__ = ("_capacity", "_failures")
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        self._capacity = capacity
+        self._failures: OrderedDict[K, _Failure] = OrderedDict()
+
+    def failed(self, key: K, now: float) -> float:
+        """Remember a failure; gives the seconds for which `key` is skipped from `now` on."""
+        known = self._failures.get(key)
+        if known is not None and now < known.until:
+            return known.until - now
+        pause = FIRST_PAUSE_SECONDS
+        if known is not None and now < known.until + LONGEST_PAUSE_SECONDS:
+            pause = min(known.pause * 2, LONGEST_PAUSE_SECONDS)
+        self._failures[key] = _Failure(now + pause, pause)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._capacity:
+            self._failures.popitem(last=False)
+        return pause
+
+    def succeeded(self, key: K) -> None:
+        """Forget: the address works."""
+        self._failures.pop(key, None)
+
+    def is_remembered(self, key: K, now: float) -> bool:
+        """Is `key` still to be skipped?"""
+        return self.seconds_left(key, now) > 0
+
+    def seconds_left(self, key: K, now: float) -> float:
+        """For how long `key` is still to be skipped; 0 means it may be tried."""
+        known = self._failures.get(key)
+        return max(0.0, known.until - now) if known is not None else 0.0
+
+    def __len__(self) -> int:
+        return len(self._failures)

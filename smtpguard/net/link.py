@@ -1,0 +1,151 @@
+"""How does a dialogue run over a wire?  The only such loop, for both roles.
+
+`ClientLink` asks and gets one reply a request; `ServerLink` reads groups of commands and writes their
+replies at once. A lost wire, a protocol error and an interrupt arrive as exceptions: they end the dialogue,
+never a decision.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from OpenSSL import SSL
+
+from smtpguard.names import Domain
+from smtpguard.net.wire import Wire, WireLost
+from smtpguard.smtp.client import ClientDialogue
+from smtpguard.smtp.extensions import Extensions
+from smtpguard.smtp.framing import RemoteProtocolError
+from smtpguard.smtp.replies import Reply
+from smtpguard.smtp.server import ServerDialogue, Slot
+from smtpguard.tls.outcome import StartTls, TlsOutcome
+
+
+class ClientLink:
+    """The client role over one wire."""
+
+    __slots__ = ("_dialogue", "esmtp", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.esmtp = False
+        self._dialogue = ClientDialogue()
+
+    @property
+    def extensions(self) -> Extensions:
+        """What the server offered in its last EHLO."""
+        return self._dialogue.extensions
+
+    async def reply(self) -> Reply:
+        """The next owed reply.  Raises WireLost, RemoteProtocolError, Interrupted."""
+        while (reply := self._dialogue.next_reply()) is None:
+            octets = await self.wire.receive()
+            if not octets:
+                raise WireLost("the connection was closed")
+            self._dialogue.receive(octets)
+        return reply
+
+    async def exchange(self, lines: Sequence[bytes]) -> list[Reply]:
+        """One reply for each command line, in order; pipelined where the server offers it (RFC 2920)."""
+        if self._dialogue.extensions.has("PIPELINING"):
+            await self.wire.send(self._dialogue.request(*lines))
+            return [await self.reply() for _ in lines]
+        replies = []
+        for line in lines:
+            await self.wire.send(self._dialogue.request(line))
+            replies.append(await self.reply())
+        return replies
+
+    async def hello(self, name: str, *, may_fall_back: bool) -> Reply:
+        """EHLO, and HELO where that is refused for good and the level allows it (SMTP-04)."""
+        (reply,) = await self.exchange([b"EHLO " + name.encode("ascii")])
+        self.esmtp = reply.is_positive
+        if reply.is_positive:
+            self._dialogue.extensions = Extensions.of_reply(reply)
+        elif reply.is_permanent and may_fall_back:
+            (reply,) = await self.exchange([b"HELO " + name.encode("ascii")])
+        return reply
+
+    async def start_tls(self, context: SSL.Context, sni: Domain | None) -> TlsOutcome:
+        """STARTTLS and the handshake (RFC 3207 §4); what failed is in the outcome, and the wire is then
+        done for.
+
+        After a refusal the dialogue goes on in clear; the caller judges.  Clear octets after the 220 are an
+        attack (STLS-11).  Raises HandshakeFailed, WireLost, RemoteProtocolError, Interrupted.
+        """
+        (reply,) = await self.exchange([b"STARTTLS"])
+        if reply.code != 220:
+            return TlsOutcome(StartTls.REFUSED, detail=reply.text, failure_code=f"smtp-reply-{reply.code}")
+        if self._dialogue.pending:
+            return TlsOutcome(
+                StartTls.INJECTED, detail="octets in clear after the 220", failure_code="starttls-injection"
+            )
+        outcome = await self.wire.start_tls(context, server_side=False, sni=sni)
+        self._dialogue.tls_started()
+        return outcome
+
+    async def send(self, octets: bytes | memoryview) -> None:
+        """Message content, after a 354."""
+        await self.wire.send(octets)
+
+    async def end_of_data(self, octets: bytes) -> None:
+        """The terminator; its reply is owed from here on."""
+        self._dialogue.expect_reply()
+        await self.wire.send(octets)
+
+    def late_reply(self) -> Reply | None:
+        """What the server said before it was lost, or None: read after a failed send, without waiting for
+        more.
+        """
+        self._dialogue.owed = max(self._dialogue.owed, 1)
+        try:
+            while (reply := self._dialogue.next_reply()) is None:
+                octets = self.wire.receive_nowait()
+                if not octets:
+                    return None
+                self._dialogue.receive(octets)
+        except (WireLost, RemoteProtocolError):
+            return None
+        return reply
+
+    def quit(self) -> None:
+        """QUIT without waiting, then close: for a dialogue whose outcome is settled."""
+        with suppress(WireLost):
+            self.wire.send_nowait(b"QUIT\r\n")
+        self.wire.close()
+
+
+class ServerLink:
+    """The server role over one wire."""
+
+    __slots__ = ("dialogue", "wire")
+
+    def __init__(self, wire: Wire, dialogue: ServerDialogue) -> None:
+        self.wire = wire
+        self.dialogue = dialogue
+
+    async def greet(self) -> None:
+        """Send the 220."""
+        await self.wire.send(self.dialogue.greeting().encode())
+
+    async def next_group(self) -> list[Slot]:
+        """The commands the client has sent so far, at least one; [] when it closed (SMTP-17)."""
+        while not (group := self.dialogue.next_group()):
+            octets = await self.wire.receive()
+            if not octets:
+                return []
+            self.dialogue.receive(octets)
+        return group
+
+    async def settle(self, slots: list[Slot]) -> None:
+        """Write the replies of a group in one write."""
+        octets = self.dialogue.settle(slots)
+        if octets:
+            await self.wire.send(octets)
+
+    async def start_tls(self, context: SSL.Context) -> TlsOutcome:
+        """The handshake, after the 220 to STARTTLS was written.  Raises HandshakeFailed and what Wire
+        raises.
+        """
+        outcome = await self.wire.start_tls(context, server_side=True, sni=None)
+        self.dialogue.tls_started()
+        return outcome

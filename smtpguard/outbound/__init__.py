@@ -1,0 +1,1 @@
+"""From the MTA's message to a verified delivery or an explained refusal."""

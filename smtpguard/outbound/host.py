@@ -1,0 +1,256 @@
+"""Does this host, at this address, show what it must?  `open_host`: the one function that connects, upgrades, verifies.
+
+`walk` calls it until a host opens, `probe` calls it for every host; nothing here can write MAIL.  A failure belongs to
+the host and is a value.  RFC 3207 §4, §6; RFC 7672 §2.2; CH-26 (one retry in clear where the level allows it).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import trio
+from OpenSSL import SSL
+
+from smtpguard.clock import Clock
+from smtpguard.names import Domain, IpAddress
+from smtpguard.net.connect import ConnectFailed, ConnectFailure, Verdict, connect
+from smtpguard.net.limits import FailureMemory
+from smtpguard.net.link import ClientLink
+from smtpguard.net.sessions import Sessions
+from smtpguard.net.wire import HandshakeFailed, Interrupted, WireLost
+from smtpguard.outbound.settings import Outbound
+from smtpguard.policy.engine import judge
+from smtpguard.policy.model import Deliver, Encryption, Requirement, TryNextMx
+from smtpguard.reasons import Reason, ReasonCode, printable
+from smtpguard.smtp.framing import RemoteProtocolError
+from smtpguard.smtp.replies import Reply
+from smtpguard.tls.outcome import StartTls, TlsOutcome, TlsVersion
+from smtpguard.tls.pkix import RootStore
+
+Roots = Callable[[str | None], RootStore]
+MemoryKey = tuple[IpAddress | None, IpAddress, int]
+"""Source, address and port: what the host memory remembers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One address of one mail host; `source`, `ehlo`: who we are toward it; `routed`: a `[[route]]` led here."""
+
+    host: str
+    address: IpAddress
+    port: int
+    source: IpAddress | None
+    ehlo: Domain
+    routed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.host.strip('[]') if self.host.startswith('[') else self.host}[{self.address}]:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """What two connections must share to stand for each other."""
+
+    candidate: Candidate
+    sni: Domain | None
+
+
+@dataclass(slots=True)
+class Opened:
+    """A host that showed what it must: a dialogue after the last EHLO, ready for MAIL."""
+
+    candidate: Candidate
+    link: ClientLink
+    requirement: Requirement
+    outcome: TlsOutcome
+    decision: Deliver
+    greeting: str
+    opened_at: float
+    messages: int = 0
+    reused: bool = False
+
+    @property
+    def key(self) -> PoolKey:
+        """The key under which others may use this connection."""
+        return PoolKey(self.candidate, self.requirement.sni)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFailed:
+    """Why this address is out.  `reply`: what the host itself said, where it refused by a reply.
+
+    `unreachable`: nothing was learnt about TLS (connect or greeting), so the address may be remembered as dead; a
+    policy result never is.  `own`: the host is this host.  `outcome`: what it showed, where it got that far.
+    """
+
+    candidate: Candidate
+    reasons: tuple[Reason, ...]
+    reply: Reply | None = None
+    unreachable: bool = False
+    own: bool = False
+    permanent: bool = False
+    outcome: TlsOutcome | None = None
+
+
+class Hosts:
+    """Opens hosts: holds what every opening needs."""
+
+    def __init__(
+        self,
+        *,
+        settings: Callable[[], Outbound],
+        roots: Roots,
+        context: Callable[[TlsVersion], SSL.Context],
+        memory: FailureMemory[MemoryKey],
+        sessions: Sessions,
+        clock: Clock,
+        handshakes: trio.CapacityLimiter,
+    ) -> None:
+        self._settings = settings
+        self._roots = roots
+        self._context = context
+        self._memory = memory
+        self._sessions = sessions
+        self._clock = clock
+        self._handshakes = handshakes
+
+    def judge(self, requirement: Requirement, outcome: TlsOutcome, subject: str) -> Deliver | TryNextMx:
+        """The verdict on what a host showed, now."""
+        return judge(requirement, outcome, self._now(), self._roots, subject)
+
+    async def open_host(
+        self, candidate: Candidate, requirement: Requirement, *, last: bool, remember: bool = True
+    ) -> Opened | HostFailed:
+        """Connect, greet, upgrade, verify.  The caller's cancel scope bounds the whole; `last`: no other address is
+        left, so connecting may take longer.  `remember=False` (probe) neither asks nor tells the host memory."""
+        failed = self._not_dialled(candidate, remember)
+        if failed is not None:
+            return failed
+        opened = await self._attempt(candidate, requirement, last, clear=False)
+        if isinstance(opened, TlsOutcome):  # the handshake failed where clear text is allowed: once more, without it
+            first = opened
+            opened = await self._attempt(candidate, requirement, last, clear=True)
+            if isinstance(opened, Opened):
+                opened.outcome = first
+        assert not isinstance(opened, TlsOutcome)
+        if remember:
+            key = (candidate.source, candidate.address, candidate.port)
+            if isinstance(opened, HostFailed) and opened.unreachable:
+                self._memory.failed(key, self._clock.monotonic())
+            else:
+                self._memory.succeeded(key)
+        return opened
+
+    def _not_dialled(self, candidate: Candidate, remember: bool) -> HostFailed | None:
+        subject = str(candidate)
+        verdict = self._settings().addresses.verdict(candidate.address, candidate.port, routed=candidate.routed)
+        if verdict in (Verdict.OWN, Verdict.OWN_LISTENER):
+            return HostFailed(candidate, (Reason(ReasonCode.LOOP, subject, verdict.value),), own=True)
+        if verdict is not Verdict.ALLOWED:
+            return HostFailed(candidate, (Reason(ReasonCode.FORBIDDEN_ADDRESS, subject, verdict.value),))
+        key = (candidate.source, candidate.address, candidate.port)
+        if remember and self._memory.is_remembered(key, self._clock.monotonic()):
+            return HostFailed(candidate, (Reason(ReasonCode.REMEMBERED, subject),))
+        return None
+
+    async def _attempt(
+        self, candidate: Candidate, requirement: Requirement, last: bool, *, clear: bool
+    ) -> Opened | HostFailed | TlsOutcome:
+        subject = str(candidate)
+        budgets = self._settings().budgets
+        wire = await connect(
+            candidate.address,
+            candidate.port,
+            source=candidate.source,
+            timeout=budgets.connect if last else budgets.connect_not_last,
+            clock=self._clock,
+        )
+        if isinstance(wire, ConnectFailed):
+            return HostFailed(
+                candidate,
+                (Reason(ReasonCode.CONNECT_FAILED, subject, wire.detail),),
+                unreachable=wire.kind is not ConnectFailure.LOCAL,
+            )
+        self._sessions.add(wire)
+        if self._settings().addresses.reached_ourselves(wire.local, wire.peer):
+            wire.close()
+            return HostFailed(candidate, (Reason(ReasonCode.LOOP, subject, "it is our own listener"),), own=True)
+        link = ClientLink(wire)
+        kept = False
+        stage = ReasonCode.NO_GREETING
+        try:
+            greeting = await link.reply()
+            if (refused := self._greeting_refused(candidate, greeting)) is not None:
+                link.quit()
+                return refused
+            stage = ReasonCode.LOST
+            required = requirement.encryption is Encryption.REQUIRED
+            ehlo = await link.hello(candidate.ehlo, may_fall_back=not required)
+            if not ehlo.is_positive:
+                link.quit()
+                if required and ehlo.is_permanent:  # no EHLO, no STARTTLS (SMTP-04)
+                    decision = self.judge(requirement, TlsOutcome(StartTls.NOT_OFFERED, "EHLO was refused"), subject)
+                    if isinstance(decision, TryNextMx):
+                        return HostFailed(candidate, decision.reasons, permanent=decision.permanent)
+                reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
+                return HostFailed(candidate, (reason,), reply=ehlo, unreachable=True)
+            outcome = await self._upgrade(link, requirement, clear=clear)
+            decision = self.judge(requirement, outcome, subject)
+            if isinstance(decision, TryNextMx):
+                return HostFailed(candidate, decision.reasons, permanent=decision.permanent, outcome=outcome)
+            if outcome.starttls is StartTls.FAILED:
+                return outcome
+            if outcome.encrypted:
+                ehlo = await link.hello(candidate.ehlo, may_fall_back=False)
+                if not ehlo.is_positive:
+                    reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
+                    return HostFailed(candidate, (reason,), reply=ehlo, outcome=outcome)
+            kept = True
+            return Opened(
+                candidate, link, requirement, outcome, decision, printable(greeting.text, 100), self._clock.monotonic()
+            )
+        except WireLost as lost:
+            return HostFailed(
+                candidate,
+                (Reason(stage, subject, printable(str(lost))),),
+                unreachable=stage is ReasonCode.NO_GREETING,
+            )
+        except RemoteProtocolError as error:
+            return HostFailed(candidate, (Reason(ReasonCode.PROTOCOL_ERROR, subject, printable(str(error))),))
+        except Interrupted:
+            return HostFailed(candidate, (Reason(ReasonCode.TIMED_OUT, subject),))
+        finally:
+            if not kept:
+                wire.close()
+
+    def _greeting_refused(self, candidate: Candidate, greeting: Reply) -> HostFailed | None:
+        subject = str(candidate)
+        if not greeting.is_positive:
+            reason = Reason(ReasonCode.GREETING_REFUSED, subject, greeting.text)
+            return HostFailed(candidate, (reason,), reply=greeting, unreachable=True)
+        name = greeting.text.partition(" ")[0].lower().rstrip(".")
+        if name in self._settings().own_names:
+            detail = f"its greeting is ours: {printable(name, 80)}"
+            return HostFailed(candidate, (Reason(ReasonCode.LOOP, subject, detail),), own=True)
+        return None
+
+    async def _upgrade(self, link: ClientLink, requirement: Requirement, *, clear: bool) -> TlsOutcome:
+        """STARTTLS where the requirement wants it and the host offers it: what came of it."""
+        if requirement.encryption is Encryption.NEVER or clear:
+            return TlsOutcome(StartTls.NOT_TRIED)
+        if not link.extensions.has("STARTTLS"):
+            return TlsOutcome(StartTls.NOT_OFFERED)
+        try:
+            async with self._handshakes:
+                with trio.fail_after(self._settings().budgets.handshake):
+                    return await link.start_tls(self._context(requirement.tls_floor), requirement.sni)
+        except HandshakeFailed as failed:
+            return failed.outcome
+        except trio.TooSlowError:
+            return TlsOutcome(StartTls.FAILED, detail="the handshake timed out", failure_code="tls-timeout")
+        except WireLost as lost:
+            return TlsOutcome(StartTls.FAILED, detail=printable(str(lost)), failure_code="tls-connection-lost")
+
+    def _now(self) -> datetime:
+        return self._clock.now()
+

@@ -1,0 +1,312 @@
+"""How does the MTA's mail come in?  The outbound session: SMTP or LMTP, groups of commands, a verdict at each RCPT.
+
+RFC 5321, RFC 2033, RFC 2920.  The MTA's queue manager sees one next hop for all mail, so nothing a remote host or our
+load does may show anywhere but in a reply to RCPT, DATA or the end of data: no 4xx at greeting, EHLO, MAIL or RSET, no
+dropped session, no error limit.  An idle or slow MTA gets `421 4.4.2` (TO-08).
+"""
+
+from collections.abc import Callable
+
+from smtpguard.clock import Clock, Ids
+from smtpguard.events import Emit, SessionClosed, SessionOpened, Violation
+from smtpguard.net.link import ServerLink
+from smtpguard.net.sessions import Sessions
+from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
+from smtpguard.outbound.settings import Outbound, OutboundListener
+from smtpguard.outbound.transaction import Transaction
+from smtpguard.outbound.walk import Services
+from smtpguard.reasons import ReasonCode, printable
+from smtpguard.smtp.body import BodyReader
+from smtpguard.smtp.commands import Data, Ehlo, Helo, Lhlo, Mail, Quit, Rcpt, Rset
+from smtpguard.smtp.extensions import Offer
+from smtpguard.smtp.replies import Reply
+from smtpguard.smtp.server import ServerDialogue, Slot
+from smtpguard.smtp.trace import protocol_word, received_line
+from smtpguard.tls.outcome import TlsOutcome
+
+_BODY_TURN = 256 * 1024
+_GO_AHEAD = Reply.of(354, "", "End data with <CR><LF>.<CR><LF>")
+_SENDER_OK = Reply.of(250, "2.1.0", "Ok")
+_NEEDS_TLS = Reply.of(530, "5.7.0", "Must issue a STARTTLS command first")
+_NOT_A_CLIENT = Reply.of(554, "5.7.1", "This address may not send through here: see `clients` of the listener")
+_IDLE = Reply.of(421, "4.4.2", "Idle for too long, closing")
+INTERNAL = Reply.of(421, "4.3.0", "Internal error, closing")
+"""What a session says when it dies of a bug."""
+
+
+class Intake:
+    """One outbound listener's sessions.  `settings` is asked once at the start of each session (reload)."""
+
+    def __init__(
+        self,
+        listener: OutboundListener,
+        settings: Callable[[], Outbound],
+        services: Services,
+        sessions: Sessions,
+        ids: Ids,
+    ) -> None:
+        self.listener = listener
+        """What new sessions follow; a reload replaces it."""
+        self._settings = settings
+        self._services = services
+        self._sessions = sessions
+        self._ids = ids
+
+    async def session(self, wire: Wire) -> None:
+        """Serve one connection to its end; whoever accepted it closes it."""
+        session = _Session(wire, self.listener, self._settings(), self._services, self._sessions, self._ids.session())
+        await session.run()
+
+
+class _Session:
+    def __init__(
+        self,
+        wire: Wire,
+        listener: OutboundListener,
+        settings: Outbound,
+        services: Services,
+        sessions: Sessions,
+        id_: str,
+    ) -> None:
+        self._wire = wire
+        self._listener = listener
+        self._settings = settings
+        self._services = services
+        self._sessions = sessions
+        self._clock: Clock = services.clock
+        self._emit: Emit = services.emit
+        self._id = id_
+        self._decisions = 0
+        self._transaction: Transaction | None = None
+        self._transactions = 0
+        self._tls: TlsOutcome | None = None
+        lmtp = listener.protocol == "lmtp"
+        offer = Offer(
+            size=settings.max_octets,
+            rcpt_max=settings.max_recipients,
+            dsn=settings.dsn == "pass",
+            starttls=listener.tls is not None,
+        )
+        self._dialogue = ServerDialogue(hostname=settings.hostname, lmtp=lmtp, offer=offer)
+        self._link = ServerLink(wire, self._dialogue)
+
+    async def run(self) -> None:
+        began = self._clock.monotonic()
+        peer = str(self._wire.peer)
+        name = self._listener.name
+        self._emit(SessionOpened(direction="outbound", session=self._id, listener=name, peer=peer))
+        cause = "error"
+        try:
+            cause = await self._serve()
+        except Interrupted as interrupted:
+            cause = await self._interrupted(interrupted.why)
+        except HandshakeFailed as failed:
+            cause = "handshake"
+            self._violation("handshake", failed.outcome.detail)
+        except WireLost:
+            cause = "lost"
+        finally:
+            if self._transaction is not None:
+                self._transaction.close()
+            self._emit(
+                SessionClosed(
+                    direction="outbound",
+                    session=self._id,
+                    listener=name,
+                    peer=peer,
+                    cause=cause,
+                    seconds=self._clock.monotonic() - began,
+                    transactions=self._transactions,
+                    tls_version=self._tls.version.value if self._tls and self._tls.version else "",
+                )
+            )
+
+    async def _serve(self) -> str:
+        if not self._is_client():
+            await self._wire.send(_NOT_A_CLIENT.encode())
+            await self._wire.linger()
+            return "refused"
+        await self._link.greet()
+        while True:
+            if self._transaction is None and self._sessions.draining:
+                return "shutdown"
+            self._wire.idle = self._transaction is None
+            self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
+            group = await self._link.next_group()
+            self._wire.idle = False
+            self._wire.deadline = float("inf")
+            if not group:
+                return "closed"
+            await self._group(group)
+            last = group[-1]
+            if last.starts_tls:
+                assert self._listener.tls is not None
+                self._wire.deadline = self._clock.monotonic() + self._settings.budgets.handshake
+                self._tls = await self._link.start_tls(self._listener.tls)
+            if last.closes:
+                if not isinstance(last.command, Quit):
+                    self._violation("starttls_injection", "")
+                    await self._wire.linger()
+                    return "refused"
+                return "quit"
+
+    async def _group(self, group: list[Slot]) -> None:
+        """Answer a group of commands in order, in one write unless DATA ends it."""
+        deadline = self._clock.monotonic() + self._settings.budgets.rcpt
+        rcpts: list[Slot] = []
+        for slot in group:
+            if isinstance(slot.command, Rcpt) and slot.reply is None:
+                rcpts.append(slot)
+                continue
+            await self._recipients(rcpts, deadline)
+            rcpts = []
+            if isinstance(slot.command, Mail) and slot.reply is None:
+                slot.reply = self._mail(slot.command)
+            elif isinstance(slot.command, Data) and slot.reply is None:
+                await self._link.settle(group[:-1])
+                await self._data(slot)
+                return
+            elif isinstance(slot.command, Rset | Ehlo | Lhlo | Helo) and self._ends_transaction(slot):
+                assert self._transaction is not None
+                transaction, self._transaction = self._transaction, None
+                self._decisions = transaction.decisions
+                await transaction.reset()
+        await self._recipients(rcpts, deadline)
+        await self._link.settle(group)
+
+    def _ends_transaction(self, slot: Slot) -> bool:
+        return self._transaction is not None and slot.reply is not None and slot.reply.is_positive
+
+    def _mail(self, mail: Mail) -> Reply:
+        if self._listener.tls is not None and not self._wire.is_tls and not self._may_be_clear():
+            return _NEEDS_TLS
+        self._transactions += 1
+        self._transaction = Transaction(
+            mail,
+            services=self._services,
+            settings=self._settings,
+            listener=self._listener,
+            session=self._id,
+            first_decision=self._decisions,
+        )
+        return _SENDER_OK
+
+    async def _recipients(self, slots: list[Slot], deadline: float) -> None:
+        if not slots or self._transaction is None:  # its MAIL was refused in this very group: settle answers
+            return
+        commands = [slot.command for slot in slots if isinstance(slot.command, Rcpt)]
+        replies = await self._transaction.recipients(commands, deadline)
+        for slot, reply in zip(slots, replies, strict=True):
+            slot.reply = reply
+
+    async def _data(self, slot: Slot) -> None:
+        transaction = self._transaction
+        self._dialogue.recheck(slot)
+        if slot.reply is not None or transaction is None:  # nobody was accepted (EXT-21)
+            await self._link.settle([slot])
+            return
+        refusal = await transaction.data(self._clock.monotonic() + self._settings.budgets.data)
+        if refusal is not None:
+            slot.reply = refusal
+            await self._link.settle([slot])
+            return
+        slot.reply = _GO_AHEAD
+        await self._link.settle([slot])
+        await self._content(transaction)
+
+    async def _content(self, transaction: Transaction) -> None:
+        """Stream the message to every host that waits for it, then tell each recipient's fate."""
+        reader = BodyReader(
+            bare_newlines=self._settings.bare_newlines, max_octets=self._settings.max_octets or None
+        )
+        await transaction.send([self._received(transaction)])
+        octets = self._dialogue.take_rest()
+        while True:
+            spans = reader.feed(octets)
+            if reader.fault is None and spans and transaction.live:
+                await transaction.send(spans)
+            if reader.ended:
+                break
+            self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
+            octets = await self._wire.receive(_BODY_TURN)
+            if not octets:
+                raise WireLost("the MTA closed the connection inside the message")
+        self._wire.deadline = float("inf")
+        if reader.normalized or reader.fault is not None:
+            fault = reader.fault or ReasonCode.BARE_NEWLINE
+            self._violation(fault.token.partition("/")[2].replace("-", "_"), "")
+        replies = await transaction.finish(
+            reader.fault, reader.octets, self._clock.monotonic() + self._settings.budgets.end_of_data
+        )
+        if self._listener.protocol == "smtp":
+            replies = replies[:1]
+        try:
+            await self._wire.send(b"".join(reply.encode() for reply in replies))
+        except (WireLost, Interrupted):
+            transaction.client_lost()
+            raise
+        self._decisions = transaction.decisions
+        self._transaction = None
+        self._dialogue.end_transaction()
+        self._dialogue.receive(reader.rest)
+
+    def _received(self, transaction: Transaction) -> bytes:
+        tls = self._tls
+        peer = self._wire.peer
+        return received_line(
+            from_name=self._dialogue.client_name,
+            from_address=str(peer.address) if peer.address is not None else "",
+            by=self._settings.hostname,
+            with_=protocol_word(
+                lmtp=self._listener.protocol == "lmtp",
+                extended=self._dialogue.extended,
+                tls=tls is not None,
+                auth=False,
+                utf8=transaction.mail.needs_smtputf8,
+            ),
+            id=transaction.id,
+            for_=transaction.sole_recipient,
+            tls=tls.cipher if tls else "",
+            group=tls.group if tls else "",
+            date=self._clock.now(),
+        )
+
+    async def _interrupted(self, why: Why) -> str:
+        if why is Why.TIMEOUT:
+            await self._last_words(_IDLE)
+            return "idle"
+        return "shutdown"  # an idle session closes silently: the MTA finds a closed connection and reconnects
+
+    async def _last_words(self, reply: Reply) -> None:
+        """The owed 421, if the wire still takes it."""
+        try:
+            self._wire.clear_interrupt()
+            await self._wire.send(reply.encode())
+            await self._wire.linger()
+        except (WireLost, Interrupted):
+            return
+
+    def _is_client(self) -> bool:
+        """May this peer use us?  Loopback and unix sockets always, others by `clients`."""
+        address = self._wire.peer.address
+        if address is None or address.is_loopback:
+            return True
+        return any(address in network for network in self._listener.clients)
+
+    def _may_be_clear(self) -> bool:
+        address = self._wire.peer.address
+        if address is None or address.is_loopback:
+            return True
+        return any(address in network for network in self._listener.cleartext_from)
+
+    def _violation(self, kind: str, detail: str) -> None:
+        self._emit(
+            Violation(
+                direction="outbound",
+                kind=kind,
+                session=self._id,
+                peer=str(self._wire.peer),
+                detail=printable(detail),
+            )
+        )
+

@@ -1,0 +1,497 @@
+"""What becomes of one message: who takes it, and what each recipient's last word is?
+
+The first law lives here: a 2xx to end-of-data is given only after the next hop gave it for the same octets; nothing is
+kept, nothing is sent twice.  One transaction has a route for each next hop; LMTP may open several (RFC 2033 §4.2, one
+reply for each accepted recipient), SMTP keeps to the first that accepted (one reply, RFC 5321 §4.2.5).
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from smtpguard.events import Delivered, DeliveryRefused, FinalReplyLost
+from smtpguard.net.wire import Interrupted, Why, WireLost
+from smtpguard.outbound.host import Opened
+from smtpguard.outbound.routes import NextHop
+from smtpguard.outbound.settings import Outbound, OutboundListener
+from smtpguard.outbound.walk import Addressee, Services, Walk
+from smtpguard.policy.engine import auth_label
+from smtpguard.reasons import Reason, ReasonCode, printable
+from smtpguard.smtp.body import TERMINATOR
+from smtpguard.smtp.commands import Mail, Rcpt
+from smtpguard.smtp.framing import RemoteProtocolError
+from smtpguard.smtp.replies import Reply, reply_of
+
+
+@dataclass(slots=True)
+class Route:
+    """The recipients of one next hop, and the host that takes them."""
+
+    walk: Walk
+    addressees: list[Addressee] = field(default_factory=list)
+    final: Reply | None = None
+    broken: Reason | None = None
+    began: float = 0.0
+
+    @property
+    def accepted(self) -> list[Addressee]:
+        return [one for one in self.addressees if one.accepted]
+
+    @property
+    def opened(self) -> Opened:
+        opened = self.walk.opened
+        assert opened is not None
+        return opened
+
+    @property
+    def live(self) -> bool:
+        """The host still takes part: it accepted somebody and nothing has ended it."""
+        return self.walk.opened is not None and self.final is None
+
+
+class Transaction:
+    """From MAIL to the last reply.  `close()` may be called at any time, and drops what is open without a dot."""
+
+    def __init__(
+        self,
+        mail: Mail,
+        *,
+        services: Services,
+        settings: Outbound,
+        listener: OutboundListener,
+        session: str,
+        first_decision: int,
+    ) -> None:
+        self.mail = mail
+        self.decisions = first_decision
+        self._services = services
+        self._settings = settings
+        self._listener = listener
+        self._session = session
+        self._routes: dict[NextHop, Route] = {}
+        self._order: list[tuple[Route, Addressee]] = []
+        self._count = 0
+
+    def __repr__(self) -> str:
+        return f"<Transaction routes={len(self._routes)} recipients={self._count}>"
+
+    # -- RCPT
+
+    async def recipients(self, group: Sequence[Rcpt], deadline: float) -> list[Reply]:
+        """The replies to a pipelined group of RCPT, in order; each is the verdict and the host's own reply."""
+        addressees: list[tuple[Addressee, NextHop | None]] = []
+        for rcpt in group:
+            addressee = Addressee(rcpt)
+            addressees.append((addressee, self._next_hop(addressee)))
+        if self._listener.protocol == "lmtp":
+            await self._fan_out(addressees, deadline)
+        else:
+            await self._one_route(addressees, deadline)
+        replies = []
+        for addressee, _ in addressees:
+            assert addressee.reply is not None
+            replies.append(addressee.reply)
+        return replies
+
+    def _next_hop(self, addressee: Addressee) -> NextHop | None:
+        """Where this recipient goes; None where it is answered already."""
+        domain = addressee.rcpt.path.domain
+        self._count += 1
+        if self._count > self._settings.max_recipients:
+            addressee.reply = self._own(ReasonCode.TOO_MANY_RECIPIENTS, "")
+        elif domain is None:  # <postmaster> has no domain, and nobody here (SMTP-24)
+            addressee.reply = self._own(ReasonCode.BAD_DOMAIN, "postmaster")
+        elif not isinstance(domain, str) and self._settings.literals == "refuse":
+            addressee.reply = self._own(ReasonCode.LITERAL_REFUSED, str(domain))
+        elif self._settings.max_octets and (self.mail.size or 0) > self._settings.max_octets:
+            addressee.reply = self._own(ReasonCode.TOO_BIG, "")
+        else:
+            return self._settings.routes.next_hop(domain)
+        return None
+
+    async def _one_route(self, addressees: Sequence[tuple[Addressee, NextHop | None]], deadline: float) -> None:
+        """SMTP: the next route starts only where the one before accepted nobody (EXT-12, OUT-23)."""
+        by_hop: dict[NextHop, list[Addressee]] = {}
+        for addressee, next_hop in addressees:
+            if next_hop is not None:
+                by_hop.setdefault(next_hop, []).append(addressee)
+        for next_hop, group in by_hop.items():
+            chosen = next((hop for hop, route in self._routes.items() if route.accepted), None)
+            if chosen is not None and chosen != next_hop:
+                for addressee in group:
+                    addressee.reply = self._own(ReasonCode.OTHER_NEXT_HOP, next_hop.key)
+                continue
+            await self._serve({next_hop: group}, deadline, wait=True)
+
+    async def _fan_out(self, addressees: Sequence[tuple[Addressee, NextHop | None]], deadline: float) -> None:
+        by_hop: dict[NextHop, list[Addressee]] = {}
+        for addressee, next_hop in addressees:
+            if next_hop is not None:
+                by_hop.setdefault(next_hop, []).append(addressee)
+        await self._serve(by_hop, deadline, wait=not any(route.live for route in self._routes.values()))
+
+    async def _serve(self, by_hop: dict[NextHop, list[Addressee]], deadline: float, *, wait: bool) -> None:
+        """Walk or extend each route; routes of one group ask for their slots together (no deadlock)."""
+        fresh = [hop for hop in by_hop if hop not in self._routes or not self._routes[hop].live]
+        keys = [hop.key for hop in fresh]
+        granted = self._services.slots.try_take(keys) or (
+            wait and await self._services.slots.take(keys, self._settings.budgets.slot)
+        )
+        if not granted:
+            for hop in fresh:
+                for addressee in by_hop[hop]:
+                    addressee.reply = self._own(ReasonCode.BUSY, hop.key)
+                self._refused(self._route(hop), by_hop[hop], "rcpt")
+        walks: list[tuple[Route, list[Addressee], bool]] = []
+        for hop, group in by_hop.items():
+            if hop not in fresh:
+                walks.append((self._routes[hop], group, False))
+            elif granted:
+                walks.append((self._route(hop), group, True))
+        if len(walks) == 1:
+            await self._run(*walks[0], deadline)
+        elif walks:
+            async with trio.open_nursery() as nursery:
+                for route, group, new in walks:
+                    nursery.start_soon(self._run, route, group, new, deadline)
+        for route, group, _ in walks:
+            route.addressees.extend(group)
+            self._refused(route, [one for one in group if not one.accepted], "rcpt")
+        accepted = {id(one): route for route, group, _ in walks for one in group if one.accepted}
+        for group in by_hop.values():
+            self._order.extend((accepted[id(one)], one) for one in group if one.accepted)
+
+    async def _run(self, route: Route, group: list[Addressee], new: bool, deadline: float) -> None:
+        if not new:
+            await route.walk.more(group, deadline)
+            return
+        key = route.walk.next_hop.key
+        try:
+            await route.walk.run(group, deadline)
+        finally:
+            self._services.slots.walk_ended(key)
+            if route.walk.opened is None:
+                self._services.slots.connection_ended(key)
+
+    def _route(self, next_hop: NextHop) -> Route:
+        """A fresh walk for this next hop, with its own decision id."""
+        self.decisions += 1
+        walk = Walk(
+            self._services,
+            self._settings,
+            self._listener,
+            next_hop,
+            self.mail,
+            f"{self._session}.{self.decisions}",
+        )
+        route = Route(walk, began=self._services.clock.monotonic())
+        before = self._routes.get(next_hop)
+        if before is not None:
+            route.addressees = before.addressees
+        self._routes[next_hop] = route
+        return route
+
+    # -- DATA
+
+    @property
+    def id(self) -> str:
+        """The decision id of the first route that goes on: what the trace line shows."""
+        return self.live[0].walk.id if self.live else self._session
+
+    @property
+    def sole_recipient(self) -> str | None:
+        """The only recipient, for the trace line's `for`, which never tells one recipient of another (TRC-02)."""
+        if len(self._order) != 1:
+            return None
+        return self._order[0][1].rcpt.path.text.decode("utf-8", "replace")
+
+    @property
+    def has_recipients(self) -> bool:
+        """Somebody was accepted, so DATA may be asked."""
+        return any(route.live for route in self._routes.values())
+
+    @property
+    def live(self) -> list[Route]:
+        return [route for route in self._routes.values() if route.live]
+
+    async def data(self, deadline: float) -> Reply | None:
+        """Ask every host for its 354.  None: at least one goes ahead; else the reply to DATA."""
+        routes = self.live
+        await self._each(routes, self._ask_data, deadline)
+        if self.live:
+            return None
+        final = routes[-1].final
+        for route in routes:
+            if route.final is not None and route.final.is_transient:
+                final = route.final
+        return final
+
+    async def _ask_data(self, route: Route, deadline: float) -> None:
+        opened = route.opened
+        done = False
+        try:
+            with trio.move_on_at(deadline):
+                (reply,) = await opened.link.exchange([b"DATA"])
+                done = True
+                if reply.code == 354:
+                    return
+                if reply.is_positive:  # a 2xx to DATA is no go-ahead (SMTP-15, OUT-32)
+                    self._break(route, ReasonCode.PROTOCOL_ERROR, f"DATA answered {reply.code}", "data")
+                    return
+                await self._relay_refusal(route, reply)
+                return
+            self._break(route, ReasonCode.BUDGET, "no reply to DATA", "data")
+        except WireLost as lost:
+            self._break(route, ReasonCode.LOST, printable(str(lost)), "data")
+        except RemoteProtocolError as error:
+            self._break(route, ReasonCode.PROTOCOL_ERROR, printable(str(error)), "data")
+        except Interrupted:
+            self._break(route, ReasonCode.TIMED_OUT, "", "data")
+        finally:
+            if not done:
+                opened.link.wire.close()
+
+    async def _relay_refusal(self, route: Route, reply: Reply) -> None:
+        route.final = route.walk.annotated(reply, route.opened)
+        self._refused(route, route.accepted, "data", relayed=True)
+        await self._release(route, reply)
+
+    async def send(self, spans: Sequence[bytes | memoryview]) -> None:
+        """Content to every live route: one streamed pass, nothing kept."""
+        octets = spans[0] if len(spans) == 1 else b"".join(spans)
+        routes = self.live
+        if len(routes) == 1:
+            await self._send(routes[0], octets)
+            return
+        # Each route may lag by what its socket buffers hold and this one turn; the slowest sets the pace, and one that
+        # takes nothing for `stalled_route` seconds while others could is dropped (451 4.4.2 at its turn).
+        async with trio.open_nursery() as nursery:
+            for route in routes:
+                nursery.start_soon(self._send_or_drop, route, octets)
+
+    async def _send_or_drop(self, route: Route, octets: bytes | memoryview) -> None:
+        with trio.move_on_after(self._settings.budgets.stalled_route) as scope:
+            await self._send(route, octets)
+        if scope.cancelled_caught:
+            self._break(route, ReasonCode.STALLED, "", "content")
+
+    async def _send(self, route: Route, octets: bytes | memoryview) -> None:
+        wire = route.opened.link.wire
+        wire.deadline = self._services.clock.monotonic() + self._settings.budgets.progress
+        try:
+            await route.opened.link.send(octets)
+            wire.deadline = float("inf")
+        except WireLost as lost:
+            said = route.opened.link.late_reply()  # often the 421 or 552 that explains it
+            if said is not None and not said.is_positive:
+                route.final = route.walk.annotated(said, route.opened)
+                self._refused(route, route.accepted, "content", relayed=True)
+                self._drop(route)
+            else:
+                self._break(route, ReasonCode.LOST, printable(str(lost)), "content")
+        except Interrupted as interrupted:
+            if interrupted.why is not Why.TIMEOUT:
+                raise
+            self._break(route, ReasonCode.STALLED, "", "content")
+
+    async def finish(self, fault: ReasonCode | None, octets: int, deadline: float) -> list[Reply]:
+        """End of data.  One reply for each accepted recipient in RCPT order (LMTP); their first is SMTP's only one.
+
+        `fault`: the content must not be delivered; every host is dropped without a dot."""
+        if fault is not None:
+            for route in self.live:
+                self._break(route, fault, "", "content")
+        else:
+            await self._each(self.live, lambda route, until: self._finish(route, octets, until), deadline)
+        replies = []
+        for route, _ in self._order:
+            assert route.final is not None
+            replies.append(route.final)
+        return replies
+
+    async def _finish(self, route: Route, octets: int, deadline: float) -> None:
+        opened = route.opened
+        done = False
+        try:
+            with trio.move_on_at(deadline):
+                await opened.link.end_of_data(TERMINATOR)
+                reply = await opened.link.reply()
+                done = True
+                route.final = route.walk.annotated(reply, opened)
+                if reply.is_positive:
+                    self._delivered(route, reply, octets)
+                    self._hand_back(route)
+                    return
+                if reply.code == 354:
+                    self._break(route, ReasonCode.PROTOCOL_ERROR, "354 to the end of data", "final", again=True)
+                    return
+                self._refused(route, route.accepted, "final", relayed=True)
+                await self._release(route, reply)
+                return
+            self._unknown(route, ReasonCode.BUDGET, "no reply to the end of data")
+        except WireLost as lost:
+            self._unknown(route, ReasonCode.LOST, printable(str(lost)))
+        except RemoteProtocolError as error:
+            self._unknown(route, ReasonCode.PROTOCOL_ERROR, printable(str(error)))
+        except Interrupted:
+            self._unknown(route, ReasonCode.TIMED_OUT, "")
+        finally:
+            if not done:
+                opened.link.wire.close()
+
+    async def _each(self, routes: Sequence[Route], step: Callable[[Route, float], Awaitable[None]], deadline: float) -> None:
+        if len(routes) == 1:
+            await step(routes[0], deadline)
+            return
+        async with trio.open_nursery() as nursery:
+            for route in routes:
+                nursery.start_soon(step, route, deadline)
+
+    # -- ends
+
+    def client_lost(self) -> None:
+        """The MTA went before it had its final replies: it will send again what was delivered (AF-39)."""
+        for route in self._routes.values():
+            if route.final is not None and route.final.is_positive:
+                self._services.emit(
+                    FinalReplyLost(
+                        id=route.walk.id,
+                        domain=route.walk.next_hop.key,
+                        mx=route.opened.candidate.host,
+                        side="client",
+                        reply=route.final.text,
+                    )
+                )
+
+    async def reset(self) -> None:
+        """RSET, a new MAIL or a refused DATA: hosts that were told MAIL are told RSET and may serve again."""
+        for route in self.live:
+            await self._release(route, None)
+            route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
+
+    def close(self) -> None:
+        """Drop every open host without a dot (SMTP-17); never raises, never waits."""
+        for route in self._routes.values():
+            if route.live:
+                route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
+                self._drop(route)
+
+    async def _release(self, route: Route, reply: Reply | None) -> None:
+        """The host refused or the MTA gave up; after RSET the connection may serve again."""
+        link = route.opened.link
+        if reply is not None and reply.code == 421:
+            self._drop(route)
+            return
+        clean = False
+        try:
+            with trio.move_on_after(self._settings.budgets.slot):
+                (said,) = await link.exchange([b"RSET"])
+                clean = said.is_positive
+        except (WireLost, RemoteProtocolError, Interrupted):
+            clean = False
+        finally:
+            if not clean:
+                self._drop(route)
+        if clean:
+            self._hand_back(route)
+
+    def _hand_back(self, route: Route) -> None:
+        self._services.slots.connection_ended(route.walk.next_hop.key)
+        self._services.pool.give(route.opened)
+
+    def _drop(self, route: Route) -> None:
+        self._services.slots.connection_ended(route.walk.next_hop.key)
+        route.opened.link.wire.close()
+
+    def _break(self, route: Route, code: ReasonCode, detail: str, stage: str, *, again: bool = False) -> None:
+        """This route ends here with our own reply; its host never sees a dot."""
+        if route.final is not None and not again:
+            return
+        reason = Reason(code, str(route.opened.candidate), detail)
+        route.broken = reason
+        route.final = reply_of(reason, route.walk.id)
+        self._refused(route, route.accepted, stage)
+        self._drop(route)
+
+    def _unknown(self, route: Route, code: ReasonCode, detail: str) -> None:
+        """The dot was sent and no reply came: 4xx, though the host may have taken the message (AF-35, AF-37)."""
+        if route.final is not None:
+            return
+        self._services.emit(
+            FinalReplyLost(
+                id=route.walk.id, domain=route.walk.next_hop.key, mx=route.opened.candidate.host, side="upstream"
+            )
+        )
+        self._break(route, code, detail, "final")
+
+    def _own(self, code: ReasonCode, subject: str) -> Reply:
+        self.decisions += 1
+        id_ = f"{self._session}.{self.decisions}"
+        reply = reply_of(Reason(code, subject), id_)
+        self._services.emit(
+            DeliveryRefused(id=id_, domain=subject, reason=code.token, reply=_line(reply), stage="rcpt")
+        )
+        return reply
+
+    def _delivered(self, route: Route, reply: Reply, octets: int) -> None:
+        opened, outcome = route.opened, route.opened.outcome
+        self._services.emit(
+            Delivered(
+                id=route.walk.id,
+                domain=route.walk.next_hop.key,
+                mx=opened.candidate.host,
+                address=str(opened.candidate.address),
+                port=opened.candidate.port,
+                policy=opened.requirement.policy,
+                auth=auth_label(opened.requirement, opened.decision) if outcome.encrypted else "clear",
+                tls_version=outcome.version.value if outcome.version is not None else "",
+                cipher=outcome.cipher,
+                group=outcome.group,
+                recipients=len(route.accepted),
+                octets=octets,
+                seconds=self._services.clock.monotonic() - route.began,
+                reply=_line(reply),
+                why=tuple(route.walk.why),
+            )
+        )
+
+    def _refused(
+        self, route: Route, addressees: Sequence[Addressee], stage: str, *, relayed: bool | None = None
+    ) -> None:
+        """One event for each distinct reply the addressees got."""
+        if not addressees:
+            return
+        counts: dict[Reply, int] = {}
+        for one in addressees:
+            reply = route.final if stage != "rcpt" else one.reply
+            assert reply is not None
+            counts[reply] = counts.get(reply, 0) + 1
+        walk = route.walk
+        opened = walk.opened
+        for reply, count in counts.items():
+            failure = next((one for one in reversed(walk.failures) if one.reply == reply), None)
+            code = route.broken.code if route.broken is not None and stage != "rcpt" else None
+            if code is None and failure is not None:
+                code = failure.code
+            self._services.emit(
+                DeliveryRefused(
+                    id=walk.id,
+                    domain=walk.next_hop.key,
+                    mx=opened.candidate.host if opened else (failure.subject if failure else ""),
+                    address=str(opened.candidate.address) if opened else "",
+                    port=walk.next_hop.port,
+                    policy=walk.policy or (opened.requirement.policy if opened else ""),
+                    reason=code.token if code is not None else "",
+                    reply=_line(reply),
+                    stage=stage,
+                    relayed=relayed if relayed is not None else code is None,
+                    recipients=count,
+                    why=tuple(printable(one.reply.text) for one in walk.failures[-5:]),
+                )
+            )
+
+
+def _line(reply: Reply) -> str:
+    return printable(f"{reply.code} {reply.text}", 300)
+

@@ -1,0 +1,365 @@
+"""Which mail host takes these recipients?  The walk along the hosts of one next hop, up to the first accepted RCPT.
+
+RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host that
+fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT, and after
+two hosts that were told MAIL.  A later host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import trio
+
+from smtpguard.clock import Clock
+from smtpguard.dns.records import MxHost
+from smtpguard.dns.resolver import Lookups
+from smtpguard.events import Emit
+from smtpguard.names import Domain, IpAddress
+from smtpguard.net.link import ClientLink
+from smtpguard.net.wire import Interrupted, WireLost
+from smtpguard.outbound.gather import Gathering, Plan, StsLookups
+from smtpguard.outbound.host import Candidate, HostFailed, Hosts, Opened
+from smtpguard.outbound.pool import Pool
+from smtpguard.outbound.report import host_opened, host_skipped, observed, plan_skipped
+from smtpguard.outbound.routes import NextHop
+from smtpguard.outbound.settings import Outbound, OutboundListener
+from smtpguard.outbound.slots import DestinationSlots
+from smtpguard.policy.model import Await, TryNextMx
+from smtpguard.reasons import Reason, ReasonCode, printable
+from smtpguard.smtp.commands import Mail, Rcpt
+from smtpguard.smtp.extensions import forward_mail, forward_rcpt
+from smtpguard.smtp.framing import RemoteProtocolError
+from smtpguard.smtp.replies import Reply, reply_of
+
+
+@dataclass(slots=True)
+class Addressee:
+    """One RCPT of the MTA: its reply, then, if accepted, its part of the final reply."""
+
+    rcpt: Rcpt
+    reply: Reply | None = None
+    deferred: Reply | None = None
+    accepted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one host did not take the mail, as the MTA would hear it."""
+
+    reply: Reply
+    code: ReasonCode | None
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every delivery uses, for the life of the process."""
+
+    hosts: Hosts
+    pool: Pool
+    slots: DestinationSlots
+    lookups: Lookups
+    sts: StsLookups | None
+    recheck_sts: Callable[[Domain], None]
+    clock: Clock
+    random: Random
+    emit: Emit
+
+
+@dataclass(slots=True)
+class Walk:
+    """One route of one transaction.  After `run`, `opened` holds the transaction, or is None where nobody accepted."""
+
+    services: Services
+    settings: Outbound
+    listener: OutboundListener
+    next_hop: NextHop
+    mail: Mail
+    id: str
+    opened: Opened | None = None
+    failures: list[Failure] = field(default_factory=list)
+    policy: str = ""
+    why: list[str] = field(default_factory=list)
+    _full_sessions: int = 0
+    _told: int = 0
+
+    async def run(self, addressees: Sequence[Addressee], deadline: float) -> None:
+        """Give every addressee its reply.  `deadline` is on the monotonic clock; then `451 4.4.2`."""
+        gathering = Gathering(
+            self.next_hop,
+            self.settings.rules.find(self.next_hop.key),
+            lookups=self.services.lookups,
+            sts=self.services.sts,
+            clock=self.services.clock,
+            family=self.listener.family,
+            random=self.services.random,
+            digests=self.settings.tlsa_digests,
+        )
+        with trio.move_on_at(deadline) as scope:
+            async with trio.open_nursery() as nursery:
+                gathering.start(nursery)
+                await self._walk(gathering, addressees)
+                nursery.cancel_scope.cancel()
+        if scope.cancelled_caught:
+            detail = self.failures[-1].reply.text if self.failures else ""
+            self._fail(Reason(ReasonCode.BUDGET, self.next_hop.key, detail))
+        self._answer_rest(addressees)
+
+    async def more(self, addressees: Sequence[Addressee], deadline: float) -> None:
+        """Further recipients for the open transaction."""
+        assert self.opened is not None
+        for addressee in self._within_limit(addressees, self.opened.link):
+            lines = [self._rcpt_line(addressee, self.opened.link)]
+            self.opened.link.wire.deadline = deadline
+            try:
+                (reply,) = await self.opened.link.exchange(lines)
+            except (WireLost, RemoteProtocolError, Interrupted) as error:
+                self._lost(self.opened, error)
+                break
+            self._take(addressee, reply, self.opened)
+        self._answer_rest(addressees)
+
+    async def _walk(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
+        if self.next_hop.address is not None:
+            plan = gathering.literal(self.next_hop.address)
+            await self._try_plan(plan, f"[{self.next_hop.address}]", addressees, strict=False, last=True)
+            return
+        hosts = await gathering.hosts()
+        if isinstance(hosts, Reason):
+            self._fail(hosts)
+            return
+        lacking: list[MxHost] = []
+        for number, host in enumerate(hosts):
+            if host.name in self.settings.own_names:  # and all worse preferences (RFC 5321 §5.1)
+                self._fail(Reason(ReasonCode.LOOP, host.name, "own_names"))
+                break
+            last = number == len(hosts) - 1
+            ended = await self._try_plan(await gathering.plan(host), host.name, addressees, strict=not last, last=last)
+            if ended is None:
+                lacking.append(host)
+            elif ended:
+                return
+        for host in lacking:  # nobody offers 8BITMIME who is in reach: `eightbit_to_7bit_mx`
+            plan = await gathering.plan(host)
+            if await self._try_plan(plan, host.name, addressees, strict=False, last=True):
+                return
+
+    async def _try_plan(
+        self,
+        plan: Plan | TryNextMx | Await,
+        host: str,
+        addressees: Sequence[Addressee],
+        *,
+        strict: bool,
+        last: bool,
+    ) -> bool | None:
+        """Try the addresses of one host.  True: the walk is over; None: it lacks 8BITMIME, others may have it."""
+        assert not isinstance(plan, Await)
+        if isinstance(plan, TryNextMx):
+            self._skip(plan.reasons, plan.permanent)
+            self.services.emit(plan_skipped(self.id, self.next_hop, host, plan))
+            return False
+        for refused in plan.requirement.observed:
+            if refused.refused:
+                self.services.emit(observed(self.id, self.next_hop, plan, refused.kind, refused.refused))
+        addresses = self._ordered(plan.addresses)
+        for number, address in enumerate(addresses):
+            candidate = Candidate(
+                host, address, self.next_hop.port, self.listener.source(address), self.listener.ehlo, self.next_hop.routed
+            )
+            opened = await self._open(candidate, plan, last=last and number == len(addresses) - 1)
+            if isinstance(opened, HostFailed):
+                if opened.own:
+                    return True
+                continue
+            if strict and self._lacks_8bitmime(opened):
+                self.services.pool.give(opened)
+                return None
+            if await self._offer(opened, plan, addressees, last=last and number == len(addresses) - 1):
+                return True
+        return False
+
+    async def _open(self, candidate: Candidate, plan: Plan, *, last: bool) -> Opened | HostFailed:
+        began = self.services.clock.monotonic()
+        opened: Opened | HostFailed | None = self.services.pool.take(candidate, plan.requirement)
+        if opened is None:
+            opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last)
+        if isinstance(opened, HostFailed):
+            if opened.reply is not None:
+                self._relayed_failure(opened.reply, candidate, plan, opened.reasons[-1])
+            else:
+                self._skip(opened.reasons, opened.permanent)
+            self.services.emit(host_skipped(self.id, self.next_hop, plan, opened))
+            if self.next_hop.domain is not None and plan.requirement.policy.startswith("sts"):
+                self.services.recheck_sts(self.next_hop.domain)
+            return opened
+        self.services.emit(
+            host_opened(self.id, self.next_hop, plan, opened, self.services.clock.monotonic() - began)
+        )
+        for kind, reasons in opened.decision.observed:
+            self.services.emit(observed(self.id, self.next_hop, plan, kind, reasons, opened))
+        return opened
+
+    async def _offer(self, opened: Opened, plan: Plan, addressees: Sequence[Addressee], *, last: bool) -> bool:
+        """MAIL and every undecided RCPT to this host, in one write where it pipelines.  True: the walk is over."""
+        candidate = opened.candidate
+        parameters = forward_mail(self.mail, opened.link.extensions, dsn_hide=self.settings.dsn == "hide")
+        if isinstance(parameters, ReasonCode):
+            self._fail(Reason(parameters, str(candidate)))
+            self.services.pool.give(opened)
+            return False
+        if self.mail.is_8bit and not opened.link.extensions.has("8BITMIME"):
+            if self.settings.eightbit_to_7bit_mx == "refuse":
+                self._fail(Reason(ReasonCode.NO_8BITMIME, str(candidate)))
+                self.services.pool.give(opened)
+                return False
+        self._told = 0
+        undecided = self._within_limit(addressees, opened.link)
+        mail = b"MAIL FROM:<" + self.mail.path.text + b">"
+        lines = [b" ".join((mail, *parameters)), *(self._rcpt_line(one, opened.link) for one in undecided)]
+        done = False
+        try:
+            mail_reply, *replies = await opened.link.exchange(lines)
+            done = True
+        except (WireLost, RemoteProtocolError) as error:
+            if opened.reused and isinstance(error, WireLost):
+                return await self._offer_afresh(candidate, plan, addressees, last=last)
+            self._full_sessions += 1
+            self._lost(opened, error)
+            return self._full_sessions >= self.settings.max_full_sessions
+        finally:
+            if not done:
+                opened.link.wire.close()
+        if opened.reused and mail_reply.code == 421:
+            opened.link.quit()
+            return await self._offer_afresh(candidate, plan, addressees, last=last)
+        self._full_sessions += 1
+        self.policy = plan.requirement.policy
+        self.why = [f"{reason.code.token}:{reason.subject}" for reason in plan.requirement.reasons]
+        if not mail_reply.is_positive:
+            self._relayed_failure(mail_reply, candidate, plan, None)
+            for addressee in undecided:
+                self._take(addressee, mail_reply, opened)
+        else:
+            for addressee, reply in zip(undecided, replies, strict=True):
+                self._take(addressee, reply, opened)
+        if any(addressee.accepted for addressee in undecided):
+            opened.messages += 1
+            self.opened = opened
+            return True
+        await self._return(opened, reset=mail_reply.is_positive)
+        if all(addressee.reply is not None for addressee in addressees):
+            return True
+        return self._full_sessions >= self.settings.max_full_sessions
+
+    async def _offer_afresh(
+        self, candidate: Candidate, plan: Plan, addressees: Sequence[Addressee], *, last: bool
+    ) -> bool:
+        """A pooled connection had died: one fresh one to the same host."""
+        opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last)
+        if isinstance(opened, HostFailed):
+            self._skip(opened.reasons, opened.permanent)
+            self.services.emit(host_skipped(self.id, self.next_hop, plan, opened))
+            return False
+        return await self._offer(opened, plan, addressees, last=last)
+
+    async def _return(self, opened: Opened, *, reset: bool) -> None:
+        """Nothing was accepted here: the connection goes back clean, or is closed."""
+        clean = not reset
+        try:
+            if reset:
+                (reply,) = await opened.link.exchange([b"RSET"])
+                clean = reply.is_positive
+        except (WireLost, RemoteProtocolError, Interrupted):
+            clean = False
+        finally:
+            if not clean:
+                opened.link.wire.close()
+        if clean:
+            self.services.pool.give(opened)
+
+    def _take(self, addressee: Addressee, reply: Reply, opened: Opened) -> None:
+        """One RCPT reply of the host (or its MAIL reply, which answers each RCPT)."""
+        shown = self.annotated(reply, opened)
+        if reply.is_positive:
+            addressee.accepted = True
+            addressee.reply = shown
+        elif reply.is_permanent:
+            addressee.reply = addressee.deferred or shown
+        else:
+            addressee.deferred = shown
+
+    def annotated(self, reply: Reply, opened: Opened) -> Reply:
+        """A reply of the host as the MTA sees it: code, status and text kept, one suffix; 421 becomes 451 (CH-20)."""
+        return self._annotated(reply, opened.candidate, opened.requirement.policy)
+
+    def _annotated(self, reply: Reply, candidate: Candidate, policy: str) -> Reply:
+        if reply.code == 421:
+            reply = reply.with_code(451)
+        return reply.with_suffix(f" ({candidate} {policy} {self.id})") if self.settings.annotate else reply
+
+    def _rcpt_line(self, addressee: Addressee, link: ClientLink) -> bytes:
+        parameters = forward_rcpt(addressee.rcpt, link.extensions, dsn_hide=self.settings.dsn == "hide")
+        return b" ".join((b"RCPT TO:<" + addressee.rcpt.path.text + b">", *parameters))
+
+    def _within_limit(self, addressees: Sequence[Addressee], link: ClientLink) -> list[Addressee]:
+        """The undecided addressees this host takes in one transaction (RFC 9422 RCPTMAX); the rest are put off."""
+        undecided = [one for one in addressees if one.reply is None]
+        limit = link.extensions.limit("RCPTMAX")
+        if limit is None:
+            return undecided
+        room = max(limit - self._told, 0)
+        for one in undecided[room:]:
+            one.reply = reply_of(Reason(ReasonCode.TOO_MANY_RECIPIENTS, self.next_hop.key, "RCPTMAX"), self.id)
+        self._told += len(undecided[:room])
+        return undecided[:room]
+
+    def _lacks_8bitmime(self, opened: Opened) -> bool:
+        return self.mail.is_8bit and not opened.link.extensions.has("8BITMIME")
+
+    def _ordered(self, addresses: Sequence[IpAddress]) -> list[IpAddress]:
+        """IPv6 and IPv4 in turn, each shuffled, so that both families are among the first (MX-07)."""
+        mixed: list[IpAddress] = []
+        families = []
+        for version in (6, 4):
+            family = [address for address in addresses if address.version == version]
+            self.services.random.shuffle(family)
+            families.append(family)
+        while any(families):
+            mixed.extend(family.pop() for family in families if family)
+        return mixed[: self.settings.max_addresses]
+
+    def _lost(self, opened: Opened, error: Exception) -> None:
+        code = ReasonCode.PROTOCOL_ERROR if isinstance(error, RemoteProtocolError) else ReasonCode.LOST
+        if isinstance(error, Interrupted):
+            code = ReasonCode.TIMED_OUT
+        opened.link.wire.close()
+        self._fail(Reason(code, str(opened.candidate), printable(str(error))))
+
+    def _skip(self, reasons: Sequence[Reason], permanent: bool) -> None:
+        self._fail(reasons[-1], permanent=permanent)
+
+    def _fail(self, reason: Reason, *, permanent: bool = False) -> None:
+        reply = reply_of(reason, self.id)
+        if permanent and reply.is_transient and reason.code is not ReasonCode.NO_ADDRESS:
+            reply = reply.with_code(550)
+        if permanent and reason.code is ReasonCode.NO_ADDRESS and self.services.lookups.permanent_answers_confirmed():
+            reply = reply_of(Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail), self.id)
+        self.failures.append(Failure(reply, reason.code, reason.subject))
+
+    def _relayed_failure(self, reply: Reply, candidate: Candidate, plan: Plan, reason: Reason | None) -> None:
+        shown = self._annotated(reply, candidate, plan.requirement.policy)
+        self.failures.append(Failure(shown, reason.code if reason else None, str(candidate)))
+
+    def final_failure(self) -> Failure:
+        """What the MTA hears where no host took the mail: the last temporary failure, else the last one."""
+        if not self.failures:
+            self._fail(Reason(ReasonCode.NO_USABLE_MX, self.next_hop.key))
+        temporary = [failure for failure in self.failures if failure.reply.is_transient]
+        return (temporary or self.failures)[-1]
+
+    def _answer_rest(self, addressees: Sequence[Addressee]) -> None:
+        for addressee in addressees:
+            if addressee.reply is None:
+                addressee.reply = addressee.deferred or self.final_failure().reply

@@ -1,0 +1,318 @@
+"""Does smtpguard keep its promises?  `smtpguard demo`: real mail and real attacks, beside an ordinary sender.
+
+The miniature Internet runs here; `python -m smtpguard run` is a subprocess whose configuration differs from a
+production one only in addresses.  Each case is sent three times: by the opportunistic sender, and through
+smtpguard by SMTP and by LMTP.  The result is what was measured at the receiving side, not what anyone claims.
+"""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from smtpguard.sandbox.client import Client
+from smtpguard.sandbox.conversation import Lost, listen, open_conversation, port_of
+from smtpguard.sandbox.internet import (
+    BROKEN,
+    SIGNED,
+    UNSIGNED,
+    Attack,
+    Host,
+    Internet,
+    Publication,
+    Site,
+    open_internet,
+)
+
+SENDER = "alice@sender.example"
+READY_SECONDS = 30.0
+SEND_SECONDS = 60.0
+PAUSE_SECONDS = 5.0  # between two rounds of --serve
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: a domain, and what smtpguard must make of it."""
+
+    site: Site
+    delivers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one message: arrived at the true MX, read by the attacker, the reply."""
+
+    arrived: bool
+    over_tls: bool
+    intercepted: bool
+    reply: str
+
+    def __str__(self) -> str:
+        if self.intercepted:
+            return "read by the attacker"
+        if not self.arrived:
+            return "refused"
+        return "delivered, TLS" if self.over_tls else "delivered, CLEAR"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A case and its three results."""
+
+    case: Case
+    ordinary: Result
+    by_smtp: Result
+    by_lmtp: Result
+
+    @property
+    def is_as_expected(self) -> bool:
+        """Both ways through smtpguard ended as the case says; a refusal let nobody read anything."""
+        ours = (self.by_smtp, self.by_lmtp)
+        if self.case.delivers:
+            return all(result.arrived for result in ours)
+        return all(not result.arrived and not result.intercepted for result in ours)
+
+
+def _case(name: str, publishes: Publication, attack: Attack, delivers: bool) -> Case:
+    return Case(Site(f"{name}.example", publishes, attack), delivers)
+
+
+CASES = (
+    _case("dane", Publication.DANE_EE, Attack.NONE, True),
+    _case("dane-strip", Publication.DANE_EE, Attack.STRIP_STARTTLS, False),
+    _case("dane-swap", Publication.DANE_EE, Attack.SWAP_CERTIFICATE, False),
+    _case("dane-forge", Publication.DANE_EE, Attack.FORGE_MX, False),
+    _case("dane-bogus", Publication.DANE_EE, Attack.BOGUS_TLSA, False),
+    _case("dane-stale", Publication.DANE_EE, Attack.STALE_TLSA, False),
+    _case("dane-expired", Publication.DANE_EE, Attack.EXPIRED_CERTIFICATE, True),  # RFC 7671 §5.1: no dates
+    _case("dane-ta", Publication.DANE_TA, Attack.NONE, True),
+    _case("dane-ta-swap", Publication.DANE_TA, Attack.SWAP_CERTIFICATE, False),
+    _case("dane-ta-expired", Publication.DANE_TA, Attack.EXPIRED_CERTIFICATE, False),
+    _case("sts", Publication.STS_ENFORCE, Attack.NONE, True),
+    _case("sts-strip", Publication.STS_ENFORCE, Attack.STRIP_STARTTLS, False),
+    _case("sts-swap", Publication.STS_ENFORCE, Attack.SWAP_CERTIFICATE, False),
+    _case("sts-forge", Publication.STS_ENFORCE, Attack.FORGE_MX, False),
+    _case("sts-expired", Publication.STS_ENFORCE, Attack.EXPIRED_CERTIFICATE, False),
+    _case("both", Publication.DANE_AND_STS, Attack.NONE, True),
+    _case("both-bogus", Publication.DANE_AND_STS, Attack.BOGUS_TLSA, False),
+    _case("both-block", Publication.DANE_AND_STS, Attack.BLOCK_POLICY, True),  # DANE needs no policy
+    _case("testing", Publication.STS_TESTING, Attack.NONE, True),
+    _case("testing-strip", Publication.STS_TESTING, Attack.STRIP_STARTTLS, True),  # testing only reports
+    _case("plain", Publication.NOTHING, Attack.NONE, True),
+    _case("plain-strip", Publication.NOTHING, Attack.STRIP_STARTTLS, True),  # nothing was asked for
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where smtpguard listens, all on 127.0.0.1."""
+
+    smtp: int
+    lmtp: int
+    admin: int
+
+
+def configuration(internet: Internet, ports: Ports, state_dir: Path) -> str:
+    """The TOML file for smtpguard in this Internet."""
+    resolver = "{}:{}".format(*internet.resolver)
+    return f"""\
+hostname = "sender.example"
+state_dir = {json.dumps(str(state_dir))}
+
+[[listener]]
+role = "outbound"
+bind = ["127.0.0.1:{ports.smtp}"]
+protocol = "smtp"
+
+[[listener]]
+role = "outbound"
+bind = ["127.0.0.1:{ports.lmtp}"]
+protocol = "lmtp"
+
+[outbound]
+port = {internet.mx_port}
+allow_destinations = ["127.0.0.0/8"]
+
+[dns]
+resolvers = ["{resolver}"]
+
+[dns.canary]
+signed = "{SIGNED}"
+unsigned = "{UNSIGNED}"
+broken = "{BROKEN}"
+
+[mtasts]
+port = {internet.policy_port}
+
+[tls]
+ca_file = {json.dumps(str(internet.ca_file))}
+
+[admin]
+bind = "127.0.0.1:{ports.admin}"
+"""
+
+
+async def run(argv: Sequence[str] = (), write: Callable[[str], object] = print) -> int:
+    """The demo; `--serve` goes on with traffic until interrupted.  0: every row is as expected."""
+    serves = "--serve" in argv
+    with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name:
+        directory = Path(name)
+        async with open_internet(directory, [case.site for case in CASES]) as internet:
+            ports = Ports(*[await _free_port() for _ in range(3)])
+            state_dir = directory / "state"
+            state_dir.mkdir()
+            config = directory / "smtpguard.toml"
+            config.write_text(configuration(internet, ports, state_dir), "utf-8")
+            try:
+                async with _smtpguard(config, directory / "log", ports.admin):
+                    rows = [await try_case(internet, ports, case) for case in CASES]
+                    write(table(rows))
+                    while serves:
+                        write(f"serving: {ports}")
+                        await trio.sleep(PAUSE_SECONDS)
+                        rows = [await try_case(internet, ports, case) for case in CASES]
+            except NotReady as error:
+                write(str(error))
+                return 1
+    return 0 if all(row.is_as_expected for row in rows) else 1
+
+
+async def try_case(internet: Internet, ports: Ports, case: Case) -> Row:
+    """Send the three messages of one row."""
+    host = internet.hosts[case.site.domain]
+    recipient = f"bob@{case.site.domain}"
+
+    async def ordinary(content: bytes) -> str:
+        return (await internet.opportunistic_sender.send(SENDER, [recipient], content)).detail
+
+    async def by_smtp(content: bytes) -> str:
+        return await _submit(ports.smtp, recipient, content, lmtp=False)
+
+    async def by_lmtp(content: bytes) -> str:
+        return await _submit(ports.lmtp, recipient, content, lmtp=True)
+
+    return Row(
+        case,
+        await _measure(internet, host, "ordinary", ordinary),
+        await _measure(internet, host, "smtp", by_smtp),
+        await _measure(internet, host, "lmtp", by_lmtp),
+    )
+
+
+async def _measure(
+    internet: Internet, host: Host, way: str, send: Callable[[bytes], Awaitable[str]]
+) -> Result:
+    """Send a message that no other resembles, and look where it came out."""
+    mark = f"{way}.{next(internet.serials)}.{host.domain}".encode()
+    reply = await send(b"Subject: demo\r\n\r\n" + mark + b"\r\n")
+    arrived = [message for message in host.mx.messages if mark in message.content]
+    read = host.attacker is not None and host.attacker.has_read(mark)
+    forged = any(mark in message.content for message in internet.forged_mx.messages)
+    return Result(bool(arrived), any(message.over_tls for message in arrived), read or forged, reply)
+
+
+async def _submit(port: int, recipient: str, content: bytes, *, lmtp: bool) -> str:
+    """Give smtpguard one message; the reply that decided, or how the session was lost."""
+    client = await Client.connect("127.0.0.1", port)
+    try:
+        with trio.fail_after(SEND_SECONDS):
+            await client.reply()
+            await client.hello("mta.sender.example", "LHLO" if lmtp else "EHLO")
+            sent = await client.send(SENDER, [recipient], content, lmtp=lmtp)
+            await client.quit()
+            return str(sent.last_reply)
+    except (*Lost, trio.TooSlowError) as error:
+        return f"session lost: {error!r}"
+    finally:
+        client.conversation.close()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, one line each, and a last line that counts."""
+    heads = ("domain", "publishes", "attack", "an ordinary sender", "smtpguard", "", "reply")
+    lines = [heads]
+    for row in rows:
+        site = row.case.site
+        ours = str(row.by_smtp)
+        if str(row.by_lmtp) != ours:
+            ours = f"{ours} / LMTP: {row.by_lmtp}"
+        mark = "ok" if row.is_as_expected else "WRONG"
+        lines.append(
+            (
+                site.domain,
+                site.publishes.value,
+                site.attack.value,
+                str(row.ordinary),
+                ours,
+                mark,
+                row.by_smtp.reply,
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads) - 1)]
+    text = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
+        for line in lines
+    ]
+    good = sum(row.is_as_expected for row in rows)
+    return "\n".join([*text, f"{good} of {len(rows)} rows as expected"])
+
+
+class NotReady(Exception):  # noqa: N818 - the last word to the user, no bug
+    """smtpguard ended, or did not become ready."""
+
+
+@asynccontextmanager
+async def _smtpguard(config: Path, log: Path, admin_port: int) -> AsyncIterator[None]:
+    """smtpguard as a subprocess, ready; ended with TERM, then KILL."""
+    command = [sys.executable, "-m", "smtpguard", "run", "--config", str(config)]
+    with log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            command, stdin=None, stdout=output, stderr=output, env=dict(os.environ)
+        )
+    try:
+        with trio.move_on_after(READY_SECONDS):
+            while process.poll() is None and not await _is_ready(admin_port):
+                await trio.sleep(0.05)
+        if process.poll() is not None or not await _is_ready(admin_port):
+            raise NotReady(f"smtpguard did not become ready:\n{log.read_text('utf-8', 'replace')[-4000:]}")
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with trio.move_on_after(10):
+                    await process.wait()
+            if process.poll() is None:
+                process.kill()
+            await process.wait()
+
+
+async def _is_ready(admin_port: int) -> bool:
+    try:
+        conversation = await open_conversation("127.0.0.1", admin_port)
+    except OSError:
+        return False
+    try:
+        await conversation.send(
+            b"GET /healthz/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        )
+        return b" 200" in await conversation.receive_line()
+    except Lost:
+        return False
+    finally:
+        conversation.close()
+
+
+async def _free_port() -> int:
+    """A port that was free a moment ago: another process may take it first, and then smtpguard says so."""
+    listener = await listen("127.0.0.1", 0)
+    port = port_of(listener)
+    await listener.aclose()
+    return port

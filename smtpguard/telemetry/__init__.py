@@ -1,0 +1,1 @@
+"""Sinks of events: log lines, metrics, decision history."""

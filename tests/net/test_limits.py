@@ -1,0 +1,83 @@
+"""Counters: slots per key, and the memory of failures.  (DESIGN §6)"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpguard.net.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, FailureMemory, Slots
+
+
+def test_slots_are_counted_per_key() -> None:
+    slots: Slots[str] = Slots(2)
+    assert [slots.try_take("a") for _ in range(3)] == [True, True, False]
+    assert slots.try_take("b")
+    slots.release("a")
+    assert slots.taken("a") == 1
+    assert slots.try_take("a")
+
+
+def test_a_slot_that_nobody_took_cannot_be_released() -> None:
+    slots: Slots[str] = Slots(1)
+    with pytest.raises(ValueError, match="no slot"):
+        slots.release("a")
+    with pytest.raises(ValueError, match="below 1"):
+        Slots(0)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=60))
+def test_slots_never_pass_the_cap_and_forget_what_is_free(steps: list[tuple[bool, str]]) -> None:
+    slots: Slots[str] = Slots(3)
+    held = {"a": 0, "b": 0, "c": 0}
+    for take, key in steps:
+        if take:
+            assert slots.try_take(key) == (held[key] < 3)
+            held[key] = min(3, held[key] + 1)
+        elif held[key]:
+            slots.release(key)
+            held[key] -= 1
+    assert all(slots.taken(key) == count for key, count in held.items())
+    assert set(slots._taken) == {key for key, count in held.items() if count}
+
+
+def test_a_failed_address_is_skipped_60_s_doubling_to_10_min() -> None:
+    memory: FailureMemory[str] = FailureMemory()
+    now = 1000.0
+    pauses = []
+    for _ in range(6):
+        pause = memory.failed("a", now)
+        pauses.append(pause)
+        assert memory.is_remembered("a", now + pause - 0.1)
+        assert not memory.is_remembered("a", now + pause)
+        now += pause
+    assert pauses == [60, 120, 240, 480, LONGEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS]
+
+
+def test_failures_of_parallel_attempts_count_once() -> None:
+    memory: FailureMemory[str] = FailureMemory()
+    assert memory.failed("a", 0) == 60
+    assert memory.failed("a", 10) == 50
+    assert memory.seconds_left("a", 10) == 50
+
+
+def test_success_forgets() -> None:
+    memory: FailureMemory[str] = FailureMemory()
+    memory.failed("a", 0)
+    memory.succeeded("a")
+    memory.succeeded("never failed")
+    assert not memory.is_remembered("a", 1)
+    assert memory.failed("a", 2) == FIRST_PAUSE_SECONDS
+
+
+def test_long_good_behaviour_begins_anew() -> None:
+    memory: FailureMemory[str] = FailureMemory()
+    memory.failed("a", 0)
+    assert memory.failed("a", 60 + LONGEST_PAUSE_SECONDS) == FIRST_PAUSE_SECONDS
+
+
+def test_the_memory_is_bounded() -> None:
+    memory: FailureMemory[int] = FailureMemory(capacity=3)
+    for key in range(5):
+        memory.failed(key, 0)
+    assert len(memory) == 3
+    assert [memory.is_remembered(key, 1) for key in range(5)] == [False, False, True, True, True]

@@ -1,0 +1,161 @@
+"""smtpguard between a client and the sandbox internet, all tasks of one trio.run: what the scenario tests stand on."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from smtpguard.clock import SYSTEM_CLOCK, Ids
+from smtpguard.config.build import Settings, load
+from smtpguard.engine import Engine
+from smtpguard.events import Event
+from smtpguard.mtasts.store import Store
+from smtpguard.net.listen import open_listeners, serve
+from smtpguard.net.sessions import Sessions
+from smtpguard.outbound.intake import INTERNAL, Intake
+from smtpguard.sandbox.client import Client, Sent
+from smtpguard.sandbox.internet import BROKEN, SIGNED, UNSIGNED, Internet, Site, start
+
+E = TypeVar("E", bound=Event)
+
+MESSAGE = b"Subject: hello\r\n\r\nthe-secret-marker\r\n.a line with a dot\r\n"
+MARKER = b"the-secret-marker"
+
+
+@dataclass(slots=True)
+class Rig:
+    """Everything a scenario touches."""
+
+    internet: Internet
+    engine: Engine
+    settings: Settings
+    sessions: Sessions
+    ports: dict[str, int]
+    events: list[Event] = field(default_factory=list)
+
+    async def client(self, protocol: str = "lmtp") -> Client:
+        """A connection of the MTA, greeted."""
+        client = await Client.connect("127.0.0.1", self.ports[protocol])
+        await client.reply()
+        await client.hello("mta.example", "LHLO" if protocol == "lmtp" else "EHLO")
+        return client
+
+    async def send(self, *recipients: str, protocol: str = "lmtp", content: bytes = MESSAGE) -> Sent:
+        """One message from a fresh connection."""
+        client = await self.client(protocol)
+        try:
+            return await client.send(
+                "sender@sender.example", recipients, content, lmtp=protocol == "lmtp"
+            )
+        finally:
+            await client.quit()
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def no_clear_mail(self, domain: str) -> bool:
+        """INV-04: the MX of this domain saw no envelope and no body octet in clear."""
+        host = self.internet.hosts[domain]
+        seen = [host.mx.clear] + [further.mx.clear for further in host.further]
+        seen.append(self.internet.forged_mx.clear)
+        return not any(word in octets.upper() for octets in seen for word in (b"MAIL FROM", b"RCPT TO", MARKER.upper()))
+
+
+CONFIG = """
+hostname = "mail.sender.example"
+state_dir = "{directory}"
+[[listener]]
+role = "outbound"
+name = "lmtp"
+bind = ["127.0.0.1:0"]
+protocol = "lmtp"
+[[listener]]
+role = "outbound"
+name = "smtp"
+bind = ["127.0.0.1:0"]
+protocol = "smtp"
+[outbound]
+port = {port}
+allow_destinations = ["127.0.0.0/8"]
+{outbound}
+[dns]
+resolvers = ["{resolver}"]
+timeout_seconds = 0.5
+attempts = 1
+[dns.canary]
+signed = "{signed}"
+unsigned = "{unsigned}"
+broken = "{broken}"
+[mtasts]
+port = {policy_port}
+[tls]
+ca_file = "{ca_file}"
+[admin]
+enabled = false
+{extra}
+"""
+
+
+@asynccontextmanager
+async def open_rig(
+    directory: Path, sites: Sequence[Site], *, outbound: str = "", extra: str = "", store: Store | None = None
+) -> AsyncIterator[Rig]:
+    """The rig with these domains; `outbound` are lines of [outbound], `extra` further tables."""
+    async with trio.open_nursery() as nursery:
+        internet = await start(nursery, directory, sites, ttl_seconds=0)
+        address, port = internet.resolver
+        path = directory / "smtpguard.toml"
+        path.write_text(
+            CONFIG.format(
+                directory=directory,
+                port=internet.mx_port,
+                resolver=f"{address}:{port}",
+                signed=SIGNED,
+                unsigned=UNSIGNED,
+                broken=BROKEN,
+                policy_port=internet.policy_port,
+                ca_file=internet.ca_file,
+                outbound=outbound,
+                extra=extra,
+            )
+        )
+        settings = load(path)
+        assert isinstance(settings, Settings), settings
+        events: list[Event] = []
+        engine = Engine(settings, store or Store.open(None, events.append), SYSTEM_CLOCK, events.append)
+        await nursery.start(engine.run)
+        with trio.fail_after(5):
+            while engine.canary.verdict is None:
+                await trio.sleep(0.005)
+        sessions = Sessions(SYSTEM_CLOCK)
+        nursery.start_soon(sessions.run)
+        ids = Ids(SYSTEM_CLOCK.now())
+        ports = {}
+        for listener in settings.listeners:
+            (sock,) = open_listeners(listener.binds)
+            ports[listener.name] = sock.getsockname()[1]
+            intake = Intake(listener, lambda: engine.outbound, engine.services, sessions, ids)
+            nursery.start_soon(_serve, sock, intake, sessions, nursery, events)
+        yield Rig(internet, engine, settings, sessions, ports, events)
+        nursery.cancel_scope.cancel()
+
+
+async def _serve(sock, intake, sessions, nursery, events) -> None:  # type: ignore[no-untyped-def]
+    try:
+        await serve(
+            sock,
+            intake.session,
+            name=intake.listener.name,
+            slots=trio.Semaphore(100),
+            sessions=sessions,
+            nursery=nursery,
+            clock=SYSTEM_CLOCK,
+            emit=events.append,
+            farewell=INTERNAL.encode(),
+        )
+    finally:
+        sock.close()
