@@ -27,9 +27,6 @@ from smtpguard.names import Domain, NameInvalid, parse_domain
 EDNS_OCTETS = 1232
 """UDP payload we accept: never fragmented on an Ethernet path, the rest goes by TCP (RFC 7671 §10.1.1)."""
 
-MAX_ALIASES = 16
-"""Links of a CNAME chain; more count as a loop (RFC 7672 §2.1.3, RFC 5321 §5.1)."""
-
 _EDE_OPTION = 15
 _MAX_EDE = 4
 
@@ -171,8 +168,8 @@ def interpret(response: Response, question: Question) -> Reading | LookupFailed:
             end = link.alias
             ttl = min(ttl, link.ttl)
             links += 1
-            if end in seen or links > MAX_ALIASES:
-                return failed(FailureKind.ALIAS_LOOP, "the chain of aliases is a loop or too long")
+            if end in seen:
+                return failed(FailureKind.ALIAS_LOOP, "the aliases form a loop")
             seen.add(end)
     found = [answer for answer in response.answers if answer.owner == end and answer.record is not None]
     if question.rdtype is not RdType.CNAME:

@@ -20,7 +20,6 @@ import trio
 from smtpguard.clock import Clock
 from smtpguard.dns.cache import LookupCache, answer_ttl
 from smtpguard.dns.message import (
-    MAX_ALIASES,
     MalformedResponseError,
     Reading,
     domain_of,
@@ -42,6 +41,9 @@ __all__ = [
     "is_trusted",
     "resolvers_from_resolv_conf",
 ]
+
+MAX_ALIASES = 16
+"""Links of a CNAME chain, however many answers they come in; more count as a loop (RFC 7672 §2.1.3)."""
 
 _SHARED_STUBS = frozenset(map(IPv4Address, ("127.0.0.11", "127.0.0.53", "127.0.0.54")))
 """Docker's and systemd-resolved's stubs: on loopback, yet they pass on what a resolver elsewhere said."""

@@ -278,10 +278,12 @@ async def _smtpguard(config: Path, log: Path, admin_port: int) -> AsyncIterator[
         )
     try:
         with trio.move_on_after(READY_SECONDS):
+            # Another process: there is no event to wait for, only the port to ask.
             while process.poll() is None and not await _is_ready(admin_port):
-                await trio.sleep(0.05)
+                await trio.sleep(0.05)  # noqa: ASYNC110
         if process.poll() is not None or not await _is_ready(admin_port):
-            raise NotReady(f"smtpguard did not become ready:\n{log.read_text('utf-8', 'replace')[-4000:]}")
+            said = await trio.Path(log).read_text("utf-8", "replace")
+            raise NotReady(f"smtpguard did not become ready:\n{said[-4000:]}")
         yield
     finally:
         with trio.CancelScope(shield=True):

@@ -199,11 +199,13 @@ class ServerDialogue:
             self.recheck(slot)
             if slot.reply is None:
                 raise LocalProtocolError(f"no reply to {type(slot.command).__name__}")
-            if slot.starts_tls and self.pending:
-                _refuse_injection(slot)
+            reply = slot.reply
+            if slot.starts_tls and self.pending:  # RFC 3207 §6, CVE-2011-0411 (STLS-07, CH-13)
+                slot.reply = reply = Reply.of(554, "5.5.0", "octets in clear behind STARTTLS")
+                slot.starts_tls, slot.closes = False, True
             self._issued.popleft()
-            octets.append(slot.reply.encode())
-            self._apply(slot, slot.reply)
+            octets.append(reply.encode())
+            self._apply(slot, reply)
             if slot.closes:
                 self._phase = _Phase.CLOSED
                 self._issued.clear()
@@ -248,9 +250,7 @@ class ServerDialogue:
             case Quit():
                 slot.closes = True
             case StartTls() if slot.reply is not None and slot.reply.code == 220:
-                slot.starts_tls = True
-                if self.pending:
-                    _refuse_injection(slot)
+                slot.starts_tls = True  # unless octets are seen behind it: `settle` judges that
         if self._reject_early and self.pending and _talks_early(slot):
             slot.reply = Reply.of(554, "5.5.0", "octets before the reply they depend on")
             slot.closes = True
@@ -311,13 +311,6 @@ def _talks_early(slot: Slot) -> bool:
     if isinstance(slot.command, Data):
         return True
     return isinstance(slot.command, Ehlo | Lhlo) and slot.reply is not None and slot.reply.is_positive
-
-
-def _refuse_injection(slot: Slot) -> None:
-    """RFC 3207 §6, CVE-2011-0411: clear octets behind STARTTLS (STLS-07, CH-13)."""
-    slot.reply = Reply.of(554, "5.5.0", "octets in clear behind STARTTLS")
-    slot.starts_tls = False
-    slot.closes = True
 
 
 def _unknown(verb: str) -> Reply:

@@ -120,7 +120,7 @@ def verify_dane(
     failures: list[DaneFailed] = []
     for record, result in _paths(chain, [r for r in records if r.usage == _DANE_TA], now):
         match result:
-            case PkixVerified() if names_match(chain.leaf, reference_ids):
+            case PkixVerified():
                 return DaneMatched(record)
             case PkixVerified():
                 failures.append(_wrong_name(chain.leaf))

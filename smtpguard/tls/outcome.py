@@ -228,9 +228,9 @@ def _reasons(error: SSL.Error) -> Iterator[str]:
 def _of_reasons(reasons: list[str]) -> tuple[str, str]:
     text = "; ".join(reasons) or "the TLS library gave no reason"
     for reason in reasons:
-        # "tlsv1 alert internal error", but "tlsv1 unrecognized name" for the alerts of RFC 6066.
-        name = reason.partition(" alert ")[2] or reason.removeprefix("tlsv1 ")
-        if reason.startswith(("tlsv1", "sslv3", "ssl/tls")) and name in _ALERTS:
+        # "tls alert internal error", "tlsv1 alert ...", but "tlsv1 unrecognized name" for those of RFC 6066.
+        name = reason.partition(" alert ")[2] or (reason.removeprefix("tlsv1 ") if "tlsv1 " in reason else "")
+        if name in _ALERTS:
             return f"tls-alert-{_ALERTS[name]}", text
     for reason in reasons:
         if reason in _REASONS:

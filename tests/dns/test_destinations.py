@@ -1,6 +1,7 @@
 """tests for dns/destinations.py"""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -17,9 +18,11 @@ from smtpguard.dns.destinations import (
     shuffled,
 )
 from smtpguard.dns.records import (
+    Answer,
     Destination,
     FailureKind,
     HostAddresses,
+    Lookup,
     LookupFailed,
     MxHost,
     RdType,
@@ -203,6 +206,19 @@ async def test_ch_27_one_family_failed_and_the_other_empty_proves_nothing(bad: R
     failed = await find_addresses(zone, MX1)
     assert isinstance(failed, LookupFailed)
     assert (failed.rdtype, failed.kind) == (bad, FailureKind.BOGUS)
+
+
+async def test_ch_27_secure_only_if_every_family_used_is() -> None:
+    class Mixed(Zone):
+        async def lookup(self, name: Domain, rdtype: RdType) -> Lookup:
+            found = await super().lookup(name, rdtype)
+            if isinstance(found, Answer) and rdtype is RdType.AAAA:
+                return replace(found, security=INSECURE)
+            return found
+
+    zone = Mixed({MX1: Node(a=["192.0.2.1"], aaaa=["2001:db8::1"]), MX2: Node(a=["192.0.2.2"])})
+    assert (await addresses(zone)).security is INSECURE
+    assert (await addresses(zone, MX2)).security is SECURE  # the empty family is not used
 
 
 async def test_of_two_failures_the_bogus_one_is_reported() -> None:

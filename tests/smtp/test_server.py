@@ -387,7 +387,7 @@ def test_content_behind_a_refused_data_is_never_commands() -> None:
 def test_a_client_that_talks_before_the_greeting() -> None:
     """EXT-24."""
     server = ServerDialogue(hostname="guard.example", lmtp=False, offer=Offer())
-    server.receive(b"EHLO x\r\n")
+    server.receive(b"NOOP\r\n")
     assert server.greeting().code == 220
     assert codes(run(server, b"NOOP\r\n")) == ["554 5.5.0"]
     assert server.next_group() == []

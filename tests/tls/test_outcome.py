@@ -11,7 +11,7 @@ from smtpguard.tls.chain import chain_of
 from smtpguard.tls.context import client_context
 from smtpguard.tls.outcome import OTHER, StartTls, TlsOutcome, TlsVersion, handshake_failed, read_outcome
 from tests.support.certificates import self_signed
-from tests.tls.handshakes import connected, shake_hands
+from tests.tls.handshakes import carry, connected, shake_hands
 
 LEAF = self_signed()
 
@@ -53,10 +53,7 @@ def failed_handshake(client: SSL.Context, server: SSL.Context) -> tuple[TlsOutco
             pass
         except SSL.Error as error:
             outcomes[turn] = handshake_failed(error)
-        try:
-            other.bio_write(end.bio_read(65536))
-        except SSL.WantReadError:
-            pass
+        carry(end, other)
         if len(outcomes) == 2:
             break
     return outcomes[0], outcomes[1]

@@ -290,8 +290,8 @@ def sha1_signed(issued: Issued) -> bytes:
     """The certificate with its algorithm set to ecdsa-with-SHA1 and signed by the root's key accordingly."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    with_sha224, with_sha1 = (bytes.fromhex("300a06082a8648ce3d040301"),)
-    bytes.fromhex("300906072a8648ce3d0401")
+    with_sha224 = bytes.fromhex("300a06082a8648ce3d040301")
+    with_sha1 = bytes.fromhex("300906072a8648ce3d0401")
     tbs = issued.certificate.tbs_certificate_bytes.replace(with_sha224, with_sha1)
     body = tbs[4:]
     tbs = b"\x30\x82" + len(body).to_bytes(2, "big") + body

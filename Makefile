@@ -1,0 +1,56 @@
+# Every target makes the environment it needs; PYTHON may name any Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test check format lint types imports unit interop coverage lock clean
+
+## demo: the sandbox internet, the attacks, and what smtpguard does about them
+demo: $(STAMP)
+	$(BIN)/smtpguard demo
+
+## test: everything that runs without other servers
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+## check: what every commit passes
+check: $(STAMP) format lint types imports unit
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+## interop: real Postfix, unbound, knot, nginx (installs Debian packages; needs root)
+interop: $(STAMP)
+	bash tests/interop/install.sh
+	$(BIN)/python -m pytest tests/interop -o addopts="--strict-markers -ra -p no:cacheprovider"
+
+coverage: $(STAMP)
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage report --skip-covered --show-missing
+
+## lock: pin what development and CI install
+lock: $(STAMP)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==\|^smtpguard' > requirements-dev.lock
+
+$(STAMP): pyproject.toml requirements-dev.lock
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .coverage
