@@ -41,7 +41,7 @@ _LOG_FLUSH_SECONDS = 2.0
 _DATABASE = "smtpguard.db"
 
 
-class StartFailed(Exception):  # noqa: N818
+class StartFailed(Exception):
     """The process cannot start; the message is one line with the way out."""
 
 
@@ -132,9 +132,7 @@ class Application:
                     gc.collect()
                     gc.freeze()
 
-    async def _accept(
-        self, sock: socket.socket, intake: Intake, slots: trio.Semaphore, sessions: trio.Nursery
-    ) -> None:
+    async def _accept(self, sock: socket.socket, intake: Intake, slots: trio.Semaphore, sessions: trio.Nursery) -> None:
         await serve(
             sock,
             intake.session,

@@ -119,8 +119,7 @@ async def _probe_all(settings: Settings, domains: list[Domain | IpAddress], as_j
     async with trio.open_nursery() as services:
         await services.start(engine.run)
         with trio.move_on_after(_CANARY_SECONDS):
-            while engine.canary.verdict is None:
-                await trio.sleep(0.05)
+            await engine.canary_asked.wait()
         if not as_json:
             click.echo(f"DNSSEC: {engine.resolver.validation.value} ({engine.canary.state.value})")
         async with trio.open_nursery() as nursery:
@@ -221,7 +220,7 @@ def sts_forget(domain: str, config: Path) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
     """The sandbox internet on loopback: who publishes what, who attacks, what happens.  --serve keeps it up."""
-    from smtpguard.sandbox.demo import main as demo_main  # noqa: PLC0415  -- only the demo needs it
+    from smtpguard.sandbox.demo import main as demo_main
 
     sys.exit(demo_main(list(arguments)))
 

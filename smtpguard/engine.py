@@ -48,6 +48,8 @@ class Engine:
         self._contexts: dict[TlsVersion, SSL.Context] = {}
         self._rechecks: trio.Nursery | None = None
         self.host_wires = Sessions(clock)
+        self.canary_asked = trio.Event()
+        """Set after the canary's first round."""
         random = SystemRandom()
         remembered = dict(store.load(_CANARY_TABLE)).get("state")
         self.canary = Canary(
@@ -115,7 +117,7 @@ class Engine:
             self._rechecks = nursery
             try:
                 await nursery.start(self.resolver.run)
-                nursery.start_soon(self.canary.run)
+                nursery.start_soon(self._ask_canary, nursery)
                 if self.sts is not None:
                     await nursery.start(self.sts.run)
                 nursery.start_soon(self.host_wires.run)
@@ -124,6 +126,10 @@ class Engine:
                 await trio.sleep_forever()
             finally:
                 self._rechecks = None
+
+    async def _ask_canary(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self.canary.run)
+        self.canary_asked.set()
 
     def reload(self, settings: Settings) -> None:
         """Take the new rules, routes, limits and roots; what is under way keeps the old ones."""
@@ -147,8 +153,7 @@ class Engine:
             self._rechecks.start_soon(self.sts.recheck, domain)
 
     async def _open_policy_host(self, address: IpAddress, port: int) -> Wire | Refused:
-        wire = await connect(address, port, timeout=_POLICY_HOST_CONNECT_SECONDS, clock=self.clock)
-        return wire
+        return await connect(address, port, timeout=_POLICY_HOST_CONNECT_SECONDS, clock=self.clock)
 
 
 def load_roots(settings: Settings) -> dict[str | None, RootStore]:

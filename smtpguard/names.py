@@ -29,7 +29,7 @@ def parse_domain(text: str) -> Domain:
     Letters, digits, hyphen and underscore are allowed: host names with underscores exist, and `_25._tcp` is one.
     Raises NameInvalid.
     """
-    name = text[:-1] if text.endswith(".") else text
+    name = text.removesuffix(".")
     if not name.isascii():
         try:
             name = idna.encode(name, uts46=True, transitional=False).decode("ascii")

@@ -63,13 +63,31 @@ class ReasonCode(Enum):
     BUDGET = ("host/budget", 451, "4.4.2", None, "no answer within the time the sender waits")
     STALLED = ("host/stalled", 451, "4.4.2", None, "the host stopped reading the message")
     # TLS to a host
-    NO_STARTTLS = ("tls/no-starttls", 451, "4.7.4", _R.STARTTLS_NOT_SUPPORTED, "TLS is required, STARTTLS is not offered")
-    STARTTLS_REFUSED = ("tls/starttls-refused", 451, "4.7.4", _R.STARTTLS_NOT_SUPPORTED, "TLS is required, STARTTLS was refused")
+    NO_STARTTLS = (
+        "tls/no-starttls",
+        451,
+        "4.7.4",
+        _R.STARTTLS_NOT_SUPPORTED,
+        "TLS is required, STARTTLS is not offered",
+    )
+    STARTTLS_REFUSED = (
+        "tls/starttls-refused",
+        451,
+        "4.7.4",
+        _R.STARTTLS_NOT_SUPPORTED,
+        "TLS is required, STARTTLS was refused",
+    )
     HANDSHAKE = ("tls/handshake", 451, "4.7.5", _R.VALIDATION_FAILURE, "the TLS handshake failed")
     TLS_TOO_OLD = ("tls/version", 451, "4.7.5", _R.VALIDATION_FAILURE, "the TLS version is below the required one")
     INJECTION = ("tls/injection", 451, "4.7.5", _R.VALIDATION_FAILURE, "cleartext followed the reply to STARTTLS")
     # DANE (RFC 7672)
-    DANE_NO_MATCH = ("dane/no-match", 451, "4.7.5", _R.CERTIFICATE_NOT_TRUSTED, "no TLSA record matches the certificate")
+    DANE_NO_MATCH = (
+        "dane/no-match",
+        451,
+        "4.7.5",
+        _R.CERTIFICATE_NOT_TRUSTED,
+        "no TLSA record matches the certificate",
+    )
     DANE_NAME = ("dane/name", 451, "4.7.5", _R.CERTIFICATE_HOST_MISMATCH, "the certificate does not name the host")
     DANE_EXPIRED = ("dane/expired", 451, "4.7.5", _R.CERTIFICATE_EXPIRED, "the certificate is not valid at this time")
     DANE_CHAIN = ("dane/chain", 451, "4.7.5", _R.CERTIFICATE_NOT_TRUSTED, "no valid chain to the trust anchor in TLSA")
@@ -77,11 +95,29 @@ class ReasonCode(Enum):
     TLSA_BOGUS = ("dane/tlsa-bogus", 451, "4.7.5", _R.DNSSEC_INVALID, "DNSSEC validation of the TLSA records failed")
     TLSA_LOOKUP = ("dane/tlsa-lookup", 451, "4.7.5", _R.TLSA_INVALID, "the TLSA lookup failed")
     DNSSEC_LOST = ("dane/dnssec-lost", 451, "4.7.5", _R.DNSSEC_INVALID, "the resolver stopped validating DNSSEC")
-    DANE_REQUIRED = ("dane/required", 451, "4.7.5", _R.DANE_REQUIRED, "DANE is required, and there is no usable TLSA record")
-    DANE_INSECURE_MX = ("dane/insecure-mx", 451, "4.7.5", _R.DANE_REQUIRED, "DANE is required, and the MX records are not secure")
+    DANE_REQUIRED = (
+        "dane/required",
+        451,
+        "4.7.5",
+        _R.DANE_REQUIRED,
+        "DANE is required, and there is no usable TLSA record",
+    )
+    DANE_INSECURE_MX = (
+        "dane/insecure-mx",
+        451,
+        "4.7.5",
+        _R.DANE_REQUIRED,
+        "DANE is required, and the MX records are not secure",
+    )
     # MTA-STS (RFC 8461)
     STS_MX = ("sts/mx", 451, "4.7.5", _R.VALIDATION_FAILURE, "the MTA-STS policy does not list this MX")
-    STS_NO_STARTTLS = ("sts/no-starttls", 451, "4.7.4", _R.STARTTLS_NOT_SUPPORTED, "MTA-STS requires TLS, STARTTLS is not available")
+    STS_NO_STARTTLS = (
+        "sts/no-starttls",
+        451,
+        "4.7.4",
+        _R.STARTTLS_NOT_SUPPORTED,
+        "MTA-STS requires TLS, STARTTLS is not available",
+    )
     STS_NAME = ("sts/name", 451, "4.7.5", _R.CERTIFICATE_HOST_MISMATCH, "the certificate does not name the MX")
     STS_EXPIRED = ("sts/expired", 451, "4.7.5", _R.CERTIFICATE_EXPIRED, "the certificate is not valid at this time")
     STS_UNTRUSTED = ("sts/untrusted", 451, "4.7.5", _R.CERTIFICATE_NOT_TRUSTED, "the certificate is not trusted")
@@ -90,10 +126,22 @@ class ReasonCode(Enum):
     STS_INVALID = ("sts/invalid", 451, "4.7.5", _R.STS_POLICY_INVALID, "the MTA-STS policy is not valid")
     STS_WEBPKI = ("sts/webpki", 451, "4.7.5", _R.STS_WEBPKI_INVALID, "the MTA-STS policy host did not authenticate")
     # Local rules
-    PKIX_NAME = ("pkix/name", 451, "4.7.5", _R.CERTIFICATE_HOST_MISMATCH, "the certificate has no matching DNS name (common names are not used)")
+    PKIX_NAME = (
+        "pkix/name",
+        451,
+        "4.7.5",
+        _R.CERTIFICATE_HOST_MISMATCH,
+        "the certificate has no matching DNS name (common names are not used)",
+    )
     PKIX_EXPIRED = ("pkix/expired", 451, "4.7.5", _R.CERTIFICATE_EXPIRED, "the certificate is not valid at this time")
     PKIX_UNTRUSTED = ("pkix/untrusted", 451, "4.7.5", _R.CERTIFICATE_NOT_TRUSTED, "the certificate is not trusted")
-    FINGERPRINT = ("fingerprint/no-match", 451, "4.7.5", _R.CERTIFICATE_NOT_TRUSTED, "the certificate has none of the configured fingerprints")
+    FINGERPRINT = (
+        "fingerprint/no-match",
+        451,
+        "4.7.5",
+        _R.CERTIFICATE_NOT_TRUSTED,
+        "the certificate has none of the configured fingerprints",
+    )
     # Extensions the message needs
     NO_8BITMIME = ("message/8bitmime", 554, "5.6.3", None, "the message has 8-bit content, no host offers 8BITMIME")
     NO_SMTPUTF8 = ("message/smtputf8", 553, "5.6.7", None, "the message needs SMTPUTF8, no host offers it")
@@ -101,16 +149,34 @@ class ReasonCode(Enum):
     LINE_TOO_LONG = ("message/line-too-long", 554, "5.6.0", None, "the message has an over-long line")
     BARE_NEWLINE = ("message/bare-newline", 550, "5.5.2", None, "the message has a bare CR or LF")
     # The dialogue with the MTA
-    OTHER_NEXT_HOP = ("session/other-next-hop", 452, "4.5.3", None, "this recipient goes to another next hop; send it in another transaction")
+    OTHER_NEXT_HOP = (
+        "session/other-next-hop",
+        452,
+        "4.5.3",
+        None,
+        "this recipient goes to another next hop; send it in another transaction",
+    )
     TOO_MANY_RECIPIENTS = ("session/too-many-recipients", 452, "4.5.3", None, "too many recipients")
     INTERNAL = ("internal", 451, "4.3.0", None, "internal error")
     # What held: reasons of a delivery
     DANE_REQUIRES = ("dane", 250, "2.0.0", None, "usable TLSA records")
     HALF_DANE = ("half-dane", 250, "2.0.0", None, "usable TLSA records of a host named by an insecure MX record")
-    DANE_UNUSABLE_ENCRYPT = ("dane-unusable", 250, "2.0.0", _R.TLSA_INVALID, "TLSA records present, none usable: TLS without authentication")
+    DANE_UNUSABLE_ENCRYPT = (
+        "dane-unusable",
+        250,
+        "2.0.0",
+        _R.TLSA_INVALID,
+        "TLSA records present, none usable: TLS without authentication",
+    )
     STS_REQUIRES = ("sts", 250, "2.0.0", None, "MTA-STS policy in enforce mode")
     RULE_REQUIRES = ("rule", 250, "2.0.0", None, "policy rule of the configuration")
-    RULE_WEAKER = ("rule/weaker", 250, "2.0.0", None, "the rule is weaker than what the domain publishes, and is not applied without override")
+    RULE_WEAKER = (
+        "rule/weaker",
+        250,
+        "2.0.0",
+        None,
+        "the rule is weaker than what the domain publishes, and is not applied without override",
+    )
     NOTHING_PUBLISHED = ("floor", 250, "2.0.0", None, "the domain publishes nothing usable")
 
     def __init__(self, token: str, reply_code: int, status: str, result_type: ResultType | None, text: str) -> None:

@@ -11,7 +11,7 @@ from smtpguard.net.listen import Bind
 _SECONDS = 90.0
 
 
-class AdminUnreachable(Exception):  # noqa: N818
+class AdminUnreachable(Exception):
     """No answer, or not a good one; the message is one line for the user."""
 
 

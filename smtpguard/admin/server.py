@@ -5,6 +5,7 @@ The address is loopback or a unix socket; answers hold no message content.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -53,9 +54,7 @@ class Answer:
 class AdminServer:
     """Serves the admin address until cancelled."""
 
-    def __init__(
-        self, metrics: Metrics, history: History, sts: StsCache | None, status: Callable[[], Status]
-    ) -> None:
+    def __init__(self, metrics: Metrics, history: History, sts: StsCache | None, status: Callable[[], Status]) -> None:
         self._metrics = metrics
         self._history = history
         self._sts = sts
@@ -67,10 +66,8 @@ class AdminServer:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         with trio.move_on_after(_REQUEST_SECONDS):
-            try:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
                 await self._requests(stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-                pass
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await stream.aclose()
 
@@ -94,7 +91,9 @@ class AdminServer:
                 else:
                     return
             assert request is not None
-            answer = await self.answer(request.method.decode("ascii"), request.target.decode("latin-1"), _accept(request))
+            answer = await self.answer(
+                request.method.decode("ascii"), request.target.decode("latin-1"), _accept(request)
+            )
             await stream.send_all(_encode(connection, request, answer))
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return

@@ -105,7 +105,8 @@ class _Builder:
         outbound = self._outbound(hostname, rules, [one for one in listeners if one is not None], admin)
         if self._errors:
             return self._errors
-        assert hostname is not None and outbound is not None
+        assert hostname is not None
+        assert outbound is not None
         return Settings(
             path=self._path,
             hostname=hostname,
@@ -218,7 +219,9 @@ class _Builder:
 
     def _rule(self, number: int, table: PolicyTable) -> Rule | None:
         place = f"policy {number}"
-        pattern = self._parsed(place, "domain", table.domain, lambda text: parse_pattern(text, self._file.outbound.port))
+        pattern = self._parsed(
+            place, "domain", table.domain, lambda text: parse_pattern(text, self._file.outbound.port)
+        )
         level = self._parsed(place, "level", table.level, parse_level)
         match = [self._parsed(place, "match", text, parse_match_item) for text in table.match]
         min_tls = self._parsed(place, "min_tls", table.min_tls, parse_min_tls) if table.min_tls else None

@@ -22,7 +22,6 @@ from smtpguard.dns.cache import LookupCache, answer_ttl
 from smtpguard.dns.message import (
     MalformedResponseError,
     Reading,
-    domain_of,
     interpret,
     make_question,
 )
@@ -288,13 +287,13 @@ class Resolver:
             if links > MAX_ALIASES:
                 return LookupFailed(name, rdtype, FailureKind.ALIAS_LOOP, detail="too many aliases")
             ttl = min(ttl, reading.ttl)
-            authenticated = (
-                authenticated and reading.authenticated
-            )  # one insecure link and all is (RFC 7672 §2.1.3)
-            next_target = domain_of(reading.end)
-            if not reading.unfinished or next_target is None:
+            # One insecure link makes all that follows insecure (RFC 7672 §2.1.3).
+            authenticated = authenticated and reading.authenticated
+            if not reading.unfinished:
                 return self._answer(name, rdtype, reading, links, ttl, authenticated=authenticated)
-            target = next_target
+            if reading.canonical is None:  # neither followed nor followable: no proof that nothing is there
+                return _odd_alias(name, rdtype, reading)
+            target = reading.canonical
 
     def _answer(
         self, name: Domain, rdtype: RdType, reading: Reading, links: int, ttl: int, *, authenticated: bool
@@ -302,8 +301,7 @@ class Resolver:
         canonical = name if not links else reading.canonical
         if canonical is None:
             if rdtype in _HOST_TYPES:
-                detail = f"an alias of {printable(str(reading.end))}, which is no host name"
-                return LookupFailed(name, rdtype, FailureKind.MALFORMED, detail=detail)
+                return _odd_alias(name, rdtype, reading)
             canonical = name  # classless reverse zones, RFC 2317: the name of the owner does not matter
         keep = answer_ttl(ttl, reading.soa_ttl, negative=reading.nxdomain or not reading.records)
         return Answer(
@@ -375,6 +373,11 @@ class Resolver:
             )
         )
         return result
+
+
+def _odd_alias(name: Domain, rdtype: RdType, reading: Reading) -> LookupFailed:
+    detail = f"an alias of {printable(str(reading.end))}, which is no host name"
+    return LookupFailed(name, rdtype, FailureKind.MALFORMED, detail=detail)
 
 
 def _tls_context(settings: ResolverSettings) -> ssl.SSLContext:

@@ -38,9 +38,8 @@ async def find_tlsa(lookups: Lookups, addresses: HostAddresses, port: int) -> Tl
             continue  # longer than a name can be, so it does not exist
         match await lookups.lookup(owner, RdType.TLSA):
             case LookupFailed() as failed:
-                return (
-                    failed  # not even the next candidate: its absence here was not proved (RFC 7672 §2.2.3)
-                )
+                # Not even the next candidate: absence at this one was not proved (RFC 7672 §2.2.3).
+                return failed
             case Answer(security=Security.SECURE) as answer if answer.records:
                 records = tuple(record for record in answer.records if isinstance(record, TlsaRecord))
                 return TlsaFound(base_domain, records)

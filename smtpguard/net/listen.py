@@ -32,11 +32,11 @@ _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 _UNUSABLE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
 
-class BindInvalid(ValueError):  # noqa: N818
+class BindInvalid(ValueError):
     """The text is not an address to listen on; the message says what would be."""
 
 
-class ListenFailed(Exception):  # noqa: N818
+class ListenFailed(Exception):
     """A listener cannot be opened; the message is one line: which one, why, and the way out."""
 
 

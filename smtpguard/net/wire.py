@@ -48,7 +48,7 @@ class Why(Enum):
     CUT = "cut"
 
 
-class Interrupted(Exception):  # noqa: N818  -- a state of the session, as trio.Cancelled is
+class Interrupted(Exception):
     """A wait ended because of `Wire.interrupt(why)`, not because of the peer."""
 
     def __init__(self, why: Why) -> None:
@@ -56,7 +56,7 @@ class Interrupted(Exception):  # noqa: N818  -- a state of the session, as trio.
         self.why = why
 
 
-class WireLost(Exception):  # noqa: N818
+class WireLost(Exception):
     """The connection is of no use: reset, TLS failure, or ended by us.  `detail` is printable, bounded."""
 
     def __init__(self, detail: str) -> None:
@@ -64,7 +64,7 @@ class WireLost(Exception):  # noqa: N818
         self.detail = detail
 
 
-class HandshakeFailed(Exception):  # noqa: N818
+class HandshakeFailed(Exception):
     """The TLS handshake failed; `outcome` says how, in the words of RFC 8460."""
 
     def __init__(self, outcome: TlsOutcome) -> None:

@@ -1,7 +1,7 @@
 """Which facts does a verdict on each mail host need, and when are there enough of them?
 
-All look-ups start at once and run side by side: mail hosts beside MTA-STS, every host's addresses beside each other, its
-TLSA records right after them.  After each arrival `policy.require` is asked again; the first answer that is not
+All look-ups start at once and run side by side: mail hosts beside MTA-STS, every host's addresses beside each other,
+its TLSA records right after them.  After each arrival `policy.require` is asked again; the first answer that is not
 `Await` is the verdict, and nothing more is waited for.  A cold DANE domain costs three sequential round trips: MX,
 addresses, TLSA (RFC 7672 §2.2.2: addresses first).
 """
@@ -34,6 +34,7 @@ from smtpguard.dns.records import (
 )
 from smtpguard.dns.resolver import Lookups
 from smtpguard.dns.tlsa import find_tlsa
+from smtpguard.mtasts.parse import NoSts
 from smtpguard.names import Domain, IpAddress
 from smtpguard.outbound.routes import NextHop
 from smtpguard.policy.engine import require
@@ -48,7 +49,6 @@ from smtpguard.policy.model import (
     Unknown,
 )
 from smtpguard.policy.rules import AppliedRules
-from smtpguard.mtasts.parse import NoSts
 from smtpguard.reasons import Reason, ReasonCode
 from smtpguard.tls.dane import assess_tlsa
 
@@ -130,11 +130,6 @@ class Gathering:
             if not isinstance(verdict, Await):
                 return verdict
             await self._changed.wait()
-
-    @property
-    def applied(self) -> AppliedRules:
-        """The rules that speak about this next hop."""
-        return self._applied
 
     def literal(self, address: IpAddress) -> Plan | TryNextMx | Await:
         """The verdict on a next hop that is an address: no look-up has anything to say (DANE-27)."""

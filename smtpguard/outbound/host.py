@@ -253,4 +253,3 @@ class Hosts:
 
     def _now(self) -> datetime:
         return self._clock.now()
-

@@ -17,7 +17,7 @@ from smtpguard.outbound.transaction import Transaction
 from smtpguard.outbound.walk import Services
 from smtpguard.reasons import ReasonCode, printable
 from smtpguard.smtp.body import BodyReader
-from smtpguard.smtp.commands import Data, Ehlo, Helo, Lhlo, Mail, Quit, Rcpt, Rset
+from smtpguard.smtp.commands import Data, Ehlo, Helo, Lhlo, Mail, Quit, Rcpt, Rset, StartTls
 from smtpguard.smtp.extensions import Offer
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
@@ -145,7 +145,8 @@ class _Session:
                 self._tls = await self._link.start_tls(self._listener.tls)
             if last.closes:
                 if not isinstance(last.command, Quit):
-                    self._violation("starttls_injection", "")
+                    injected = isinstance(last.command, StartTls)
+                    self._violation("starttls_injection" if injected else "early_talker", "")
                     await self._wire.linger()
                     return "refused"
                 return "quit"
@@ -209,6 +210,7 @@ class _Session:
         if refusal is not None:
             slot.reply = refusal
             await self._link.settle([slot])
+            self._end_transaction(transaction)
             return
         slot.reply = _GO_AHEAD
         await self._link.settle([slot])
@@ -245,10 +247,14 @@ class _Session:
         except (WireLost, Interrupted):
             transaction.client_lost()
             raise
+        self._end_transaction(transaction)
+        self._dialogue.receive(reader.rest)
+
+    def _end_transaction(self, transaction: Transaction) -> None:
+        transaction.close()
         self._decisions = transaction.decisions
         self._transaction = None
         self._dialogue.end_transaction()
-        self._dialogue.receive(reader.rest)
 
     def _received(self, transaction: Transaction) -> bytes:
         tls = self._tls

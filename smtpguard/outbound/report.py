@@ -66,7 +66,7 @@ def host_skipped(id_: str, next_hop: NextHop, plan: Plan, failed: HostFailed) ->
         policy=plan.requirement.policy,
         reason=reason.code.token,
         result_type=reason.code.result_type.value if reason.code.result_type else "",
-        failure_reason_code=failed.outcome.failure_code if failed.outcome else "",
+        failure_reason_code=reason.failure_code,
         detail=printable(reason.detail),
         source_address=_source(failed.candidate),
         **_tls(failed.outcome),
@@ -89,6 +89,7 @@ def plan_skipped(id_: str, next_hop: NextHop, host: str, plan: TryNextMx) -> Hos
         reason=reason.code.token,
         result_type=reason.code.result_type.value if reason.code.result_type else "",
         detail=printable(reason.detail),
+        failure_reason_code=reason.failure_code,
     )
 
 
@@ -110,6 +111,7 @@ def observed(
         reason=reason.code.token if reason else "",
         result_type=result_type.value if result_type else "",
         detail=printable(reason.detail) if reason else "",
+        failure_reason_code=reason.failure_code if reason else "",
         **_tls(opened.outcome if opened else None),
         **_policy(plan.facts, kind),
     )

@@ -19,7 +19,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """How long each step may take, in seconds; every wait an MTA can see ends before the MTA's own timer (TO-01..08)."""
+    """Seconds each step may take; every wait an MTA can see ends before the MTA's own timer (TO-01..08)."""
 
     rcpt: float = 240.0
     data: float = 100.0

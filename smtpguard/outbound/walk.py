@@ -25,7 +25,9 @@ from smtpguard.outbound.report import host_opened, host_skipped, observed, plan_
 from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
 from smtpguard.outbound.slots import DestinationSlots
+from smtpguard.policy.engine import rule_warnings
 from smtpguard.policy.model import Await, TryNextMx
+from smtpguard.policy.rules import AppliedRules
 from smtpguard.reasons import Reason, ReasonCode, printable
 from smtpguard.smtp.commands import Mail, Rcpt
 from smtpguard.smtp.extensions import forward_mail, forward_rcpt
@@ -84,11 +86,16 @@ class Walk:
     _full_sessions: int = 0
     _told: int = 0
 
+    @property
+    def applied(self) -> AppliedRules:
+        """The rules that speak about this next hop."""
+        return self.settings.rules.find(self.next_hop.key)
+
     async def run(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Give every addressee its reply.  `deadline` is on the monotonic clock; then `451 4.4.2`."""
         gathering = Gathering(
             self.next_hop,
-            self.settings.rules.find(self.next_hop.key),
+            self.applied,
             lookups=self.services.lookups,
             sts=self.services.sts,
             clock=self.services.clock,
@@ -160,6 +167,9 @@ class Walk:
             self._skip(plan.reasons, plan.permanent)
             self.services.emit(plan_skipped(self.id, self.next_hop, host, plan))
             return False
+        today = self.services.clock.now().date()
+        for warning in rule_warnings(self.applied, plan.requirement, self.next_hop.domain, today):
+            self.services.emit(warning)
         for refused in plan.requirement.observed:
             if refused.refused:
                 self.services.emit(observed(self.id, self.next_hop, plan, refused.kind, refused.refused))

@@ -54,9 +54,7 @@ class Attacker:
         """Did these octets pass where the attacker can read them?"""
         return any(octets in each for each in self.read)
 
-    async def _serve(
-        self, listener: trio.SocketListener, nursery: trio.Nursery, scope: trio.CancelScope
-    ) -> None:
+    async def _serve(self, listener: trio.SocketListener, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
         closed = self._closed
         with scope:
             await trio.serve_listeners(self._attack, [listener], handler_nursery=nursery)

@@ -96,9 +96,7 @@ class Client:
             await self.conversation.start_tls(context, server_side=False, server_name=server_name)
         return reply
 
-    async def send(
-        self, sender: str, recipients: Sequence[str], content: bytes, *, lmtp: bool = False
-    ) -> Sent:
+    async def send(self, sender: str, recipients: Sequence[str], content: bytes, *, lmtp: bool = False) -> Sent:
         """One mail transaction.  `content` has CRLF line ends and ends with one; dots are stuffed here."""
         mail = await self.command(f"MAIL FROM:<{sender}>")
         if not mail.is_positive:

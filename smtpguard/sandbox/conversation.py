@@ -111,14 +111,12 @@ class Conversation:
             self.tls.write(octets[start : start + TLS_TURN])
             await self._flush()
 
-    async def start_tls(
-        self, context: ssl.SSLContext, *, server_side: bool, server_name: str | None = None
-    ) -> None:
+    async def start_tls(self, context: ssl.SSLContext, *, server_side: bool, server_name: str | None = None) -> None:
         """Handshake; what follows is inside TLS.  Raises BrokenResourceError (cause: ssl.SSLError)."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
-        )
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name)
+        # What came right behind the 220 is the handshake's; a server that looks for injection took it before.
+        self._incoming.write(self.take_buffered())
         await self._exchange(tls.do_handshake)
         self.tls = tls
 

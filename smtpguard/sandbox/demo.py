@@ -76,7 +76,9 @@ class Row:
         """Both ways through smtpguard ended as the case says; a refusal let nobody read anything."""
         ours = (self.by_smtp, self.by_lmtp)
         if self.case.delivers:
-            return all(result.arrived for result in ours)
+            # Only where the domain asks for nothing enforceable may an attacker have read along.
+            may_leak = self.case.site.publishes in (Publication.NOTHING, Publication.STS_TESTING)
+            return all(each.arrived and each.over_tls and (may_leak or not each.intercepted) for each in ours)
         return all(not result.arrived and not result.intercepted for result in ours)
 
 
@@ -206,9 +208,7 @@ async def try_case(internet: Internet, ports: Ports, case: Case) -> Row:
     )
 
 
-async def _measure(
-    internet: Internet, host: Host, way: str, send: Callable[[bytes], Awaitable[str]]
-) -> Result:
+async def _measure(internet: Internet, host: Host, way: str, send: Callable[[bytes], Awaitable[str]]) -> Result:
     """Send a message that no other resembles, and look where it came out."""
     mark = f"{way}.{next(internet.serials)}.{host.domain}".encode()
     reply = await send(b"Subject: demo\r\n\r\n" + mark + b"\r\n")
@@ -257,14 +257,13 @@ def table(rows: Sequence[Row]) -> str:
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads) - 1)]
     text = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
-        for line in lines
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
     ]
     good = sum(row.is_as_expected for row in rows)
     return "\n".join([*text, f"{good} of {len(rows)} rows as expected"])
 
 
-class NotReady(Exception):  # noqa: N818 - the last word to the user, no bug
+class NotReady(Exception):
     """smtpguard ended, or did not become ready."""
 
 
@@ -279,8 +278,8 @@ async def _smtpguard(config: Path, log: Path, admin_port: int) -> AsyncIterator[
     try:
         with trio.move_on_after(READY_SECONDS):
             # Another process: there is no event to wait for, only the port to ask.
-            while process.poll() is None and not await _is_ready(admin_port):
-                await trio.sleep(0.05)  # noqa: ASYNC110
+            while process.poll() is None and not await _is_ready(admin_port):  # noqa: ASYNC110
+                await trio.sleep(0.05)
         if process.poll() is not None or not await _is_ready(admin_port):
             said = await trio.Path(log).read_text("utf-8", "replace")
             raise NotReady(f"smtpguard did not become ready:\n{said[-4000:]}")
@@ -302,9 +301,7 @@ async def _is_ready(admin_port: int) -> bool:
     except OSError:
         return False
     try:
-        await conversation.send(
-            b"GET /healthz/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-        )
+        await conversation.send(b"GET /healthz/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return b" 200" in await conversation.receive_line()
     except Lost:
         return False

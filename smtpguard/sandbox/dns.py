@@ -92,9 +92,7 @@ class Names:
         """Replace the RRset by these records in presentation form; none removes it."""
         key = _key(name, rdtype)
         if texts:
-            dns.rrset.from_text_list(
-                key[0], ttl, "IN", rdtype, list(texts)
-            )  # a slip fails here, not at a query
+            dns.rrset.from_text_list(key[0], ttl, "IN", rdtype, list(texts))  # a slip fails here, not at a query
             self._records[key] = _Records(texts, ttl)
         else:
             self._records.pop(key, None)

@@ -58,7 +58,7 @@ class MxSession:
         return bytes(self.conversation.received_tls)
 
 
-class _Cut(Exception):  # noqa: N818 - the script's wish, no error
+class _Cut(Exception):
     """The script cuts the connection here."""
 
 
@@ -103,9 +103,7 @@ class Mx:
         """All octets of all sessions in clear."""
         return b"".join(session.clear for session in self.sessions)
 
-    async def _serve(
-        self, listener: trio.SocketListener, nursery: trio.Nursery, scope: trio.CancelScope
-    ) -> None:
+    async def _serve(self, listener: trio.SocketListener, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
         closed = self._closed
         with scope:
             await trio.serve_listeners(self._accept, [listener], handler_nursery=nursery)

@@ -68,10 +68,7 @@ class OpportunisticSender:
             if not greeting.is_positive:
                 return Attempt(False, False, host, address, str(greeting))
             await client.hello(NAME)
-            if (
-                client.offers("STARTTLS")
-                and (await client.start_tls(unverifying_context(), host)).is_positive
-            ):
+            if client.offers("STARTTLS") and (await client.start_tls(unverifying_context(), host)).is_positive:
                 encrypted = True
                 await client.hello(NAME)
             sent = await client.send(sender, recipients, content)

@@ -118,9 +118,7 @@ def matches_fingerprint(leaf: Certificate, fingerprints: Sequence[bytes]) -> boo
     contents = [leaf.der]
     with suppress(MalformedCertificateError):
         contents.append(leaf.spki_der)
-    digests = [
-        digest(content).digest() for content in contents for digest in (hashlib.sha256, hashlib.sha512)
-    ]
+    digests = [digest(content).digest() for content in contents for digest in (hashlib.sha256, hashlib.sha512)]
     return any(hmac.compare_digest(digest, wanted) for digest in digests for wanted in fingerprints)
 
 

@@ -123,13 +123,10 @@ def _read_key(path: Path) -> PrivateKeyTypes:
         return load_pem_private_key(octets, password=None)
     except TypeError as error:
         raise ValueError(
-            f"{path}: the private key is encrypted; write it without a passphrase "
-            f"(openssl pkey -in {path} -out ...)"
+            f"{path}: the private key is encrypted; write it without a passphrase (openssl pkey -in {path} -out ...)"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError(
-            f"{path}: holds no PEM private key that can be read (-----BEGIN PRIVATE KEY-----)"
-        ) from error
+        raise ValueError(f"{path}: holds no PEM private key that can be read (-----BEGIN PRIVATE KEY-----)") from error
 
 
 def _usable_key(

@@ -1,14 +1,15 @@
 """Does this certificate chain satisfy these TLSA records?  (RFC 6698 §2.1, RFC 7671 §5 and §9, RFC 7672 §3.1)
 
 In: the chain presented, the TLSA RRset, reference ids, `now`.  Out: a match with the record that decided, or
-a failure. No I/O and no clock.  DANE-EE (3) looks at the leaf only: no names, no dates, no issuers.  DANE-TA
+a failure.  No I/O and no clock.  DANE-EE (3) looks at the leaf only: no names, no dates, no issuers.  DANE-TA
 (2) validates a path with the matched certificate or key as its only anchor, then the name.  PKIX-TA and
 PKIX-EE (0, 1) are unusable with SMTP (RFC 7672 §3.1.3).  A failure is final for the host: nobody tries
 another way afterwards (DANE-39).
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -114,13 +115,14 @@ def verify_dane(
     """
     # DANE-EE first: its match needs nothing else to hold.
     records = sorted(tlsa.usable, key=lambda r: (-r.usage, r.selector, r.matching_type, r.data))
+    own = _associations(chain.leaf)
     for record in records:
-        if record.usage == _DANE_EE and _matches(record, chain.leaf):
+        if record.usage == _DANE_EE and _matches(record, own):
             return DaneMatched(record)
     failures: list[DaneFailed] = []
     for record, result in _paths(chain, [r for r in records if r.usage == _DANE_TA], now):
         match result:
-            case PkixVerified():
+            case PkixVerified() if names_match(chain.leaf, reference_ids):
                 return DaneMatched(record)
             case PkixVerified():
                 failures.append(_wrong_name(chain.leaf))
@@ -152,24 +154,25 @@ def _is_usable(record: TlsaRecord, digests: tuple[int, ...]) -> bool:
     return record.matching_type in digests and len(record.data) == _DIGEST_OCTETS.get(record.matching_type)
 
 
-def _matches(record: TlsaRecord, certificate: Certificate) -> bool:
-    """RFC 6698 §2.1: the selected content, as it is or its digest, equals the association data."""
-    if record.selector == _CERT:
-        selected = certificate.der
-    else:
-        try:
-            selected = certificate.spki_der
-        except MalformedCertificateError:
-            return False
-    match record.matching_type:
-        case 0:
-            return selected == record.data
-        case 1:
-            return hashlib.sha256(selected).digest() == record.data
-        case 2:
-            return hashlib.sha512(selected).digest() == record.data
-        case _:
-            return False
+Associations = frozenset[tuple[int, int, bytes]]
+"""Selector, matching type and data of every record that a certificate satisfies."""
+
+
+def _associations(certificate: Certificate) -> Associations:
+    """RFC 6698 §2.1: the selected content as it is and its digests, taken once however many records there are."""
+    contents = [(_CERT, certificate.der)]
+    with suppress(MalformedCertificateError):
+        contents.append((_SPKI, certificate.spki_der))
+    kinds: tuple[tuple[int, Callable[[bytes], bytes]], ...] = (
+        (_FULL, bytes),
+        (1, lambda content: hashlib.sha256(content).digest()),
+        (2, lambda content: hashlib.sha512(content).digest()),
+    )
+    return frozenset((selector, kind, digest(content)) for selector, content in contents for kind, digest in kinds)
+
+
+def _matches(record: TlsaRecord, associations: Associations) -> bool:
+    return (record.selector, record.matching_type, record.data) in associations
 
 
 def _paths(
@@ -179,10 +182,10 @@ def _paths(
 
     The leaf is nobody's issuer: a usage 2 record that matches it alone matches nothing (TLSA-13, CH-06).
     """
-    issuers = tuple(dict.fromkeys(other for other in chain.rest if other != chain.leaf))
+    issuers = {other: _associations(other) for other in chain.rest if other != chain.leaf}
     tried = 0
     for record in records:
-        anchors = [issuer for issuer in issuers if _matches(record, issuer)]
+        anchors = [issuer for issuer, its in issuers.items() if _matches(record, its)]
         dated = True
         if record.matching_type == _FULL and record.selector == _CERT and record.data != chain.leaf.der:
             # RFC 7671 §5.2.2: `2 0 0` is an anchor also where the peer leaves it out.  It comes from the
@@ -195,7 +198,7 @@ def _paths(
             if tried == MAX_ANCHORS:
                 return
         if not anchors and record.matching_type == _FULL and record.selector == _SPKI:
-            for result in _paths_to_key(chain, issuers, record.data, now):
+            for result in _paths_to_key(chain, tuple(issuers), record.data, now):
                 yield record, result
             tried += 1
             if tried == MAX_ANCHORS:
@@ -233,9 +236,7 @@ def _is_signed_by(certificate: Certificate, spki: bytes) -> bool:
         if digest is not None and digest.name in ("md5", "sha1"):
             return False
         match key:
-            case rsa.RSAPublicKey() if digest is not None and isinstance(
-                parameters, padding.PKCS1v15 | padding.PSS
-            ):
+            case rsa.RSAPublicKey() if digest is not None and isinstance(parameters, padding.PKCS1v15 | padding.PSS):
                 if key.key_size < 2048:
                     return False
                 key.verify(signature, content, parameters, digest)
@@ -252,9 +253,7 @@ def _is_signed_by(certificate: Certificate, spki: bytes) -> bool:
 
 def _wrong_name(leaf: Certificate) -> DaneFailed:
     names = ", ".join(presented_names(leaf)) or "no DNS name (common names are not used)"
-    return DaneFailed(
-        DaneCause.NAME, "X509_V_ERR_HOSTNAME_MISMATCH", printable(f"the certificate names {names}", 400)
-    )
+    return DaneFailed(DaneCause.NAME, "X509_V_ERR_HOSTNAME_MISMATCH", printable(f"the certificate names {names}", 400))
 
 
 def _no_match(chain: CertChain, records: Sequence[TlsaRecord]) -> DaneFailed:
@@ -263,9 +262,7 @@ def _no_match(chain: CertChain, records: Sequence[TlsaRecord]) -> DaneFailed:
         own = f"; the certificate is 3 1 1 {hashlib.sha256(chain.leaf.spki_der).hexdigest()}"
     except MalformedCertificateError:
         own = "; the certificate cannot be read"
-    return DaneFailed(
-        DaneCause.NO_MATCH, "dane-no-match", f"none of {len(records)} usable TLSA records matches{own}"
-    )
+    return DaneFailed(DaneCause.NO_MATCH, "dane-no-match", f"none of {len(records)} usable TLSA records matches{own}")
 
 
 def _shown(record: TlsaRecord) -> str:

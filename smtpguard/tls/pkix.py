@@ -212,8 +212,7 @@ def validate_path(
     context = crypto.X509StoreContext(store, own, _readable(others, leaf))
     try:
         path = tuple(
-            Certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, link))
-            for link in context.get_verified_chain()
+            Certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, link)) for link in context.get_verified_chain()
         )
     except crypto.X509StoreContextError as error:
         _forget_library_errors()

@@ -304,11 +304,12 @@ async def test_dane_09_a_cname_query_is_not_followed() -> None:
         assert (got.records, got.canonical) == ((Domain("b.example"),), NAME)
 
 
-async def test_mx_01_a_resolver_that_stops_at_the_alias_is_asked_for_the_target() -> None:
+@pytest.mark.parametrize("insecure", ["alias", "target"])
+async def test_mx_01_a_resolver_that_stops_at_the_alias_is_asked_for_the_target(insecure: str) -> None:
     def respond(query: dns.message.Message, udp: bool) -> Reply:
         if query.question[0].name == dns.name.from_text("c.example"):
-            return answer(query, "c.example. 300 IN A 192.0.2.9", ad=False)
-        return answer(query, *ALIAS)
+            return answer(query, "c.example. 300 IN A 192.0.2.9", ad=insecure != "target")
+        return answer(query, *ALIAS, ad=insecure != "alias")
 
     async with running(respond) as bench:
         got = found(await bench.a())
@@ -364,6 +365,12 @@ async def test_dane_07_a_malformed_answer(cut: int) -> None:
 
     async with running(respond) as bench:
         assert failed(await bench.a()).kind is FailureKind.MALFORMED
+
+
+async def test_an_unfinished_alias_that_cannot_be_followed_proves_nothing() -> None:
+    owner = Domain("_25._tcp.mx1.example.org")
+    async with running(always(f"{owner}. 9 IN CNAME a/b.example.")) as bench:
+        assert failed(await bench.resolver.lookup(owner, RdType.TLSA)).kind is FailureKind.MALFORMED
 
 
 async def test_dane_07_octets_after_an_address_are_malformed() -> None:

@@ -99,6 +99,13 @@ async def test_a_handshake_breaks_as_told(visit, handshake, says):
         assert "HANDSHAKE_FAILURE" in str(caught.value.__cause__).upper().replace(" ", "_")
 
 
+async def test_garbage_in_the_segment_of_the_220_breaks_the_handshake_too(visit):
+    """It waits in the line buffer; a client that forgets it there would wait for ever."""
+    seen = await visit(injected=b"\x00\x01 no TLS here\r\n", handshake=Handshake.HANG)
+    with pytest.raises(trio.BrokenResourceError):
+        await seen.client.start_tls(unverifying_context())
+
+
 async def test_a_hanging_handshake_hangs(visit, autojump_clock):
     seen = await visit(handshake=Handshake.HANG)
     with trio.move_on_after(60) as scope:

@@ -138,5 +138,5 @@ async def _run(
             pass
 
 
-class _Never(Exception):  # noqa: N818
+class _Never(Exception):
     """Nobody raises it."""

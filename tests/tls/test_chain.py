@@ -54,9 +54,7 @@ def test_extension_found_and_duplicate_refused() -> None:
     assert certificate.extension(b"\x55\x1d\x55") is None
     oid = x509.ObjectIdentifier("1.2.3.4")
     twice = issue("mx", extra=[(x509.UnrecognizedExtension(oid, b"a"), False)]).der
-    twice = twice.replace(
-        bytes.fromhex("551d0e"), bytes.fromhex("551d23")
-    )  # two key identifiers of the authority
+    twice = twice.replace(bytes.fromhex("551d0e"), bytes.fromhex("551d23"))  # two key identifiers of the authority
     with pytest.raises(MalformedCertificateError, match="twice"):
         Certificate(twice).extension(b"\x55\x1d\x23")
 

@@ -66,9 +66,7 @@ def test_floor_of_a_rule(tmp_path: Path) -> None:
     """A rule may raise the floor, and lower it for one destination (PF-13, CH-28)."""
     files = write(tmp_path)
     assert agrees(client_context(TlsVersion.TLS_1_3), old_server(files, SSL.TLS1_2_VERSION)) is None
-    assert (
-        agrees(client_context(TlsVersion.TLS_1_0), old_server(files, SSL.TLS1_VERSION)) is TlsVersion.TLS_1_0
-    )
+    assert agrees(client_context(TlsVersion.TLS_1_0), old_server(files, SSL.TLS1_VERSION)) is TlsVersion.TLS_1_0
     assert agrees(client_context(TlsVersion.TLS_1_1), old_server(files, SSL.TLS1_VERSION)) is None
     assert agrees(client_context(TlsVersion.TLS_1_0), server_context(*files)) is TlsVersion.TLS_1_3
 
@@ -85,9 +83,7 @@ def test_suites_offered(floor: TlsVersion) -> None:
     assert {"ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"} <= set(suites)
 
 
-@pytest.mark.parametrize(
-    "ciphers", [b"AES128-SHA:AES256-GCM-SHA384", b"DHE:@SECLEVEL=0", b"aNULL:@SECLEVEL=0"]
-)
+@pytest.mark.parametrize("ciphers", [b"AES128-SHA:AES256-GCM-SHA384", b"DHE:@SECLEVEL=0", b"aNULL:@SECLEVEL=0"])
 def test_suites_refused(ciphers: bytes, tmp_path: Path) -> None:
     """TLS-03: static RSA, DHE and anonymous key exchange in TLS 1.2, in both roles."""
     files = write(tmp_path, self_signed(key=key_number(0, "rsa2048")))
@@ -153,9 +149,7 @@ def test_no_session_is_resumed(tmp_path: Path) -> None:
 
 def test_no_renegotiation(tmp_path: Path) -> None:
     """TLS-06: neither asked for nor granted."""
-    client, server = connected(
-        peer(SSL.TLS_CLIENT_METHOD, SSL.TLS1_2_VERSION), server_context(*write(tmp_path))
-    )
+    client, server = connected(peer(SSL.TLS_CLIENT_METHOD, SSL.TLS1_2_VERSION), server_context(*write(tmp_path)))
     shake_hands(client, server)
     client.renegotiate()
     with pytest.raises(SSL.WantReadError):
@@ -216,9 +210,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         (LEAF.issuers[0].pem + LEAF.pem, LEAF.key_pem, r"key\.pem: is not the key of the first certificate"),
         (
             self_signed(key=key_number(0, "rsa1024")).pem,
-            key_number(0, "rsa1024").private_bytes(
-                Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")
-            ),
+            key_number(0, "rsa1024").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")),
             r"cert\.pem: the RSA key has 1024 bits; get a certificate for a key of 2048",
         ),
         (

@@ -48,9 +48,7 @@ OTHER = authority("Other Root")
 def tlsa(usage: int, selector: int, matching_type: int, of: Issued) -> TlsaRecord:
     """The record that `of` satisfies."""
     content = of.spki if selector else of.der
-    data = {0: lambda: content, 1: hashlib.sha256(content).digest, 2: hashlib.sha512(content).digest}[
-        matching_type
-    ]()
+    data = {0: lambda: content, 1: hashlib.sha256(content).digest, 2: hashlib.sha512(content).digest}[matching_type]()
     return TlsaRecord(usage, selector, matching_type, data)
 
 
@@ -392,10 +390,7 @@ def test_leaf_of_another_authority_beside_the_anchor() -> None:
 def test_purpose_is_checked_where_the_extension_is() -> None:
     """DANE-TA path validation is for a TLS server: leaf and intermediates."""
     record = tlsa(2, 0, 1, ROOT)
-    assert (
-        cause(verify(issue("mx", INTERMEDIATE, dns=[MX], purposes=[CLIENT_AUTH]).ders, record))
-        is DaneCause.CHAIN
-    )
+    assert cause(verify(issue("mx", INTERMEDIATE, dns=[MX], purposes=[CLIENT_AUTH]).ders, record)) is DaneCause.CHAIN
     assert cause(verify(issue("mx", INTERMEDIATE, dns=[MX]).ders, record)) is None
     limited = authority("Clients", ROOT, purposes=[CLIENT_AUTH])
     assert cause(verify(issue("mx", limited, dns=[MX]).ders, record)) is DaneCause.CHAIN
@@ -447,9 +442,7 @@ CHAINS = [
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(POOL), min_size=1, max_size=6), st.sampled_from(CHAINS), st.randoms())
-def test_order_of_records_plays_no_part(
-    records: list[TlsaRecord], ders: list[bytes], rng: random.Random
-) -> None:
+def test_order_of_records_plays_no_part(records: list[TlsaRecord], ders: list[bytes], rng: random.Random) -> None:
     """TLSA-07."""
     shuffled = records.copy()
     rng.shuffle(shuffled)
@@ -462,12 +455,8 @@ def test_order_of_records_plays_no_part(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from(POOL), min_size=1, max_size=6), st.sampled_from(POOL), st.sampled_from(CHAINS)
-)
-def test_a_record_of_nobody_changes_no_verdict(
-    records: list[TlsaRecord], extra: TlsaRecord, ders: list[bytes]
-) -> None:
+@given(st.lists(st.sampled_from(POOL), min_size=1, max_size=6), st.sampled_from(POOL), st.sampled_from(CHAINS))
+def test_a_record_of_nobody_changes_no_verdict(records: list[TlsaRecord], extra: TlsaRecord, ders: list[bytes]) -> None:
     """An unusable record beside usable ones changes nothing (TLSA-02, TLSA-03)."""
     before = assess_tlsa(TlsaFound(MX, tuple(records)))
     unusable = replace(extra, usage=1)
@@ -499,9 +488,7 @@ garbage = st.one_of(mutated(LEAF.der), mutated(INTERMEDIATE.der), mutated(ROOT.d
 @given(st.lists(st.one_of(garbage, st.sampled_from(LEAF.ders)), min_size=1, max_size=4), st.data())
 def test_hostile_certificates_never_raise(ders: list[bytes], data: st.DataObject) -> None:
     """Mutated DER gives a verdict; what matches is the published octets and nothing else."""
-    records = data.draw(
-        st.lists(st.sampled_from([r for r in POOL if r.usage in (2, 3)]), min_size=1, max_size=4)
-    )
+    records = data.draw(st.lists(st.sampled_from([r for r in POOL if r.usage in (2, 3)]), min_size=1, max_size=4))
     assessed = assess_tlsa(TlsaFound(MX, tuple(records)))
     if isinstance(assessed, UsableTlsa):
         result = verify_dane(chain_of(ders), assessed, (DnsId(MX),), NOW)

@@ -79,9 +79,7 @@ CASES = {
     "rsa root left out": without_root(issue("mx", RSA_ROOT, dns=[MX])),
     "wildcard": whole(issue("mx", ROOT, dns=["*.example.org"])),
     "wrong name": whole(issue("mx", INTERMEDIATE, dns=["other.example"])),
-    "wildcard too wide": whole(
-        issue("mx", INTERMEDIATE, dns=["*.org", "*.*.org", "mx.*.org", "**.example.org"])
-    ),
+    "wildcard too wide": whole(issue("mx", INTERMEDIATE, dns=["*.org", "*.*.org", "mx.*.org", "**.example.org"])),
     "expired leaf": whole(issue("mx", INTERMEDIATE, dns=[MX], **PAST)),
     "expired intermediate": whole(issue("mx", authority("Stale", ROOT, **PAST), dns=[MX])),
     "path length": whole(issue("mx", authority("Intermediate", SHORT_ROOT), dns=[MX])),
@@ -159,9 +157,7 @@ def is_ours_to_choose(case: Case, record: TlsaRecord) -> bool:
     """Records where CH-06 differs from OpenSSL: the dates of an anchor, and the bare key of the leaf
     itself."""
     stale = [issuer for issuer in case.leaf.issuers if issuer.certificate.not_valid_after_utc < NOW]
-    anchored = [
-        tlsa(2, selector, kind, issuer) for issuer in stale for selector in (0, 1) for kind in (0, 1, 2)
-    ]
+    anchored = [tlsa(2, selector, kind, issuer) for issuer in stale for selector in (0, 1) for kind in (0, 1, 2)]
     return record in anchored or record == tlsa(2, 1, 0, case.leaf)
 
 
@@ -192,9 +188,7 @@ def test_same_verdict_as_openssl(name: str, tmp_path: Path) -> None:
         for records in record_sets(case, random.Random(name)):
             theirs, ours = openssl_accepts(port, records), we_accept(case, records)
             if theirs != ours:
-                differences.append(
-                    (f"openssl: {theirs}, smtpguard: {ours}", [str(record)[:40] for record in records])
-                )
+                differences.append((f"openssl: {theirs}, smtpguard: {ours}", [str(record)[:40] for record in records]))
     assert differences == []
 
 
@@ -222,9 +216,7 @@ STALE_INTERMEDIATE = authority("Stale Intermediate", ROOT, **PAST)
             id="expired anchor presented",
         ),
         # A leaf that signed itself is its own issuer for OpenSSL where its bare key is published.
-        pytest.param(
-            CASES["self-signed"], tlsa(2, 1, 0, CASES["self-signed"].leaf), True, False, id="own key"
-        ),
+        pytest.param(CASES["self-signed"], tlsa(2, 1, 0, CASES["self-signed"].leaf), True, False, id="own key"),
         # RFC 7672 §3.2.3: no partial wildcards; s_client allows them.
         pytest.param(
             whole(issue("mx", ROOT, dns=["m*.example.org"])),
@@ -235,9 +227,7 @@ STALE_INTERMEDIATE = authority("Stale Intermediate", ROOT, **PAST)
         ),
     ],
 )
-def test_where_we_choose_otherwise(
-    case: Case, record: TlsaRecord, openssl: bool, ours: bool, tmp_path: Path
-) -> None:
+def test_where_we_choose_otherwise(case: Case, record: TlsaRecord, openssl: bool, ours: bool, tmp_path: Path) -> None:
     """CH-06, DANE-36: the differences are these, and they are meant."""
     with server(case, tmp_path) as port:
         assert (openssl_accepts(port, [record]), we_accept(case, [record])) == (openssl, ours)

@@ -24,9 +24,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-def plain_server(
-    files: tuple[Path, Path], version: int | None = None, ciphers: bytes | None = None
-) -> SSL.Context:
+def plain_server(files: tuple[Path, Path], version: int | None = None, ciphers: bytes | None = None) -> SSL.Context:
     """A peer's server, with none of our settings."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.use_certificate_chain_file(str(files[0]))
@@ -94,9 +92,7 @@ def test_without_tls(step: StartTls) -> None:
 
 def test_protocol_version(files: tuple[Path, Path]) -> None:
     """RM-14, TLS-02: the peer knows TLS 1.2 only, a rule asks for 1.3."""
-    ours, theirs = failed_handshake(
-        client_context(TlsVersion.TLS_1_3), plain_server(files, SSL.TLS1_2_VERSION)
-    )
+    ours, theirs = failed_handshake(client_context(TlsVersion.TLS_1_3), plain_server(files, SSL.TLS1_2_VERSION))
     assert ours.starttls is StartTls.FAILED
     assert ours.failure_code == "tls-alert-70"
     assert "protocol version" in ours.detail

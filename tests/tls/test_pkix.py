@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL, crypto
+from OpenSSL._util import lib
 
 from smtpguard.tls.chain import Certificate, chain_of
 from smtpguard.tls.context import client_context, server_context
@@ -47,9 +48,7 @@ FORGED = [LEAF.der[:-1] + bytes([LEAF.der[-1] ^ 1]), *LEAF.ders[1:]]
 
 
 def roots(*authorities: Issued) -> RootStore:
-    return RootStore(
-        "test", tuple(crypto.load_certificate(crypto.FILETYPE_ASN1, one.der) for one in authorities)
-    )
+    return RootStore("test", tuple(crypto.load_certificate(crypto.FILETYPE_ASN1, one.der) for one in authorities))
 
 
 ROOTS = roots(ROOT)
@@ -83,14 +82,10 @@ def test_good_chain() -> None:
     ("ders", "expected"),
     [
         pytest.param([LEAF.der], (UNTRUSTED, "UNABLE_TO_GET_ISSUER_CERT_LOCALLY"), id="no intermediate"),
-        pytest.param(
-            issue("x", authority("Unknown")).ders, (UNTRUSTED, "SELF_SIGNED_CERT_IN_CHAIN"), id="unknown CA"
-        ),
+        pytest.param(issue("x", authority("Unknown")).ders, (UNTRUSTED, "SELF_SIGNED_CERT_IN_CHAIN"), id="unknown CA"),
         pytest.param(self_signed().ders, (UNTRUSTED, "DEPTH_ZERO_SELF_SIGNED_CERT"), id="self-signed"),
         pytest.param(issue("x", INTERMEDIATE, **PAST).ders, (EXPIRED, "CERT_HAS_EXPIRED"), id="expired leaf"),
-        pytest.param(
-            issue("x", INTERMEDIATE, **FUTURE).ders, (EXPIRED, "CERT_NOT_YET_VALID"), id="future leaf"
-        ),
+        pytest.param(issue("x", INTERMEDIATE, **FUTURE).ders, (EXPIRED, "CERT_NOT_YET_VALID"), id="future leaf"),
         pytest.param(
             issue("x", authority("Old", ROOT, **PAST)).ders,
             (EXPIRED, "CERT_HAS_EXPIRED"),
@@ -123,9 +118,7 @@ def test_good_chain() -> None:
             (UNTRUSTED, "INVALID_PURPOSE"),
             id="issuer for clients",
         ),
-        pytest.param(
-            issue("x", ROOT, key_cert_sign=True).ders, (UNTRUSTED, "INVALID_PURPOSE"), id="key usage"
-        ),
+        pytest.param(issue("x", ROOT, key_cert_sign=True).ders, (UNTRUSTED, "INVALID_PURPOSE"), id="key usage"),
         pytest.param(
             issue("x", ROOT, key=key_number(0, "rsa1024")).ders,
             (UNTRUSTED, "EE_KEY_TOO_SMALL"),
@@ -137,9 +130,7 @@ def test_good_chain() -> None:
             id="weak issuer key",
         ),
         pytest.param(
-            issue(
-                "x", ROOT, extra=[(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""), True)]
-            ).ders,
+            issue("x", ROOT, extra=[(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""), True)]).ders,
             (UNTRUSTED, "UNHANDLED_CRITICAL_EXTENSION"),
             id="unknown critical extension",
         ),
@@ -215,6 +206,7 @@ def test_a_failed_verification_leaves_no_trace_for_other_connections(tmp_path: P
     shake_hands(client, server)
     for ders in (FORGED, issue("x", INTERMEDIATE, **PAST).ders, [b"junk"]):
         assert failure(ders) is not None
+        assert lib.ERR_peek_error() == 0
         with pytest.raises(SSL.WantReadError):
             client.recv(10)
     server.send(b"still here")
@@ -262,9 +254,7 @@ def test_bad_root_files_are_named(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.integers(0, 2), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4)
-)
+@given(st.integers(0, 2), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_changed_octet_is_never_trusted(which: int, edits: list[tuple[int, int]]) -> None:
     """No exception, and no path over a leaf or intermediate that differs from what its issuer signed."""
     ders = LEAF.ders[:2]
