@@ -228,7 +228,7 @@ class _Dialogue:
         except trio.BrokenResourceError as error:
             self._session.tls_error = str(error.__cause__ or error)
             raise
-        assert conversation.tls is not None  # noqa: S101
+        assert conversation.tls is not None
         self._session.tls_version = conversation.tls.version()
         self._forget_transaction()
 

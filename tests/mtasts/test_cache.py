@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from smtpguard.dns.records import FailureKind, RdType, Security
 from smtpguard.events import InternalError, discard
@@ -70,9 +71,7 @@ class World:
         return self.hosts[domain]
 
     def txt(self, text: str | None, domain: str = "example.org") -> None:
-        self.zone.nodes[Domain(f"_mta-sts.{domain}")] = Node(
-            txt=[] if text is None else [f"v=STSv1; id={text}"]
-        )
+        self.zone.nodes[Domain(f"_mta-sts.{domain}")] = Node(txt=[] if text is None else [f"v=STSv1; id={text}"])
 
     def fail_txt(self, domain: str = "example.org") -> None:
         self.zone.nodes[Domain(f"_mta-sts.{domain}")] = Node(fail=FailureKind.SERVFAIL)
@@ -91,7 +90,7 @@ class World:
 
 
 @pytest.fixture
-async def world(autojump_clock: object) -> AsyncIterator[World]:
+async def world() -> AsyncIterator[World]:
     world = World()
     async with world.running():
         yield world
@@ -106,7 +105,7 @@ async def cached(world: World, mode: str = "enforce", max_age: int = 7 * DAY) ->
     world.said()
 
 
-async def test_same_id_needs_no_fetch_changed_id_does(world: World) -> None:
+async def test_same_id_needs_no_fetch_changed_id_does(autojump_clock: object, world: World) -> None:
     """STS-37, STS-06: equality only, `9` -> `10` and `b` -> `a` both fetch."""
     world.hosts["example.org"] = served()
     for count, policy_id in enumerate(("9", "10", "b", "a"), 1):
@@ -119,7 +118,7 @@ async def test_same_id_needs_no_fetch_changed_id_does(world: World) -> None:
     assert world.said() == ["fetched"] * 4
 
 
-async def test_asks_only_the_domain_itself(world: World) -> None:
+async def test_asks_only_the_domain_itself(autojump_clock: object, world: World) -> None:
     """STS-33, STS-34, STS-35: no parent walk; the name given is the name asked."""
     world.hosts["a.example.org"] = served()
     world.txt("1", "example.org")
@@ -127,7 +126,7 @@ async def test_asks_only_the_domain_itself(world: World) -> None:
     assert world.zone.asked == [("_mta-sts.a.example.org", RdType.TXT)]
 
 
-async def test_txt_alias_and_joined_strings(world: World) -> None:
+async def test_txt_alias_and_joined_strings(autojump_clock: object, world: World) -> None:
     """STS-01: an alias is followed by the resolver; STS-02: it hands over joined strings."""
     world.zone.nodes[Domain("_mta-sts.example.org")] = Node(cname="sts.provider.example")
     world.zone.nodes[Domain("sts.provider.example")] = Node(txt=["v=STSv1; id=20" + "24"])
@@ -137,16 +136,16 @@ async def test_txt_alias_and_joined_strings(world: World) -> None:
     assert (found.id, found.domain) == ("2024", ORG)
 
 
-async def test_domain_too_long_for_a_record(world: World) -> None:
+async def test_domain_too_long_for_a_record(autojump_clock: object, world: World) -> None:
     long = Domain(".".join(["a" * 49] * 5))
     assert await world.cache.find(long) == NoSts()
     assert world.zone.asked == []
 
 
-@pytest.mark.parametrize(
-    ("failure", "event"), [(DOWN, "fetch_error"), (WEBPKI, "webpki"), (INVALID, "invalid")]
-)
-async def test_fetch_fails_nothing_cached(world: World, failure: StsUnavailable, event: str) -> None:
+@pytest.mark.parametrize(("failure", "event"), [(DOWN, "fetch_error"), (WEBPKI, "webpki"), (INVALID, "invalid")])
+async def test_fetch_fails_nothing_cached(
+    autojump_clock: object, world: World, failure: StsUnavailable, event: str
+) -> None:
     """STS-15, AF-22, AF-28, RM-10, RM-11, RM-12."""
     world.txt("1")
     world.hosts["example.org"] = failure
@@ -156,7 +155,7 @@ async def test_fetch_fails_nothing_cached(world: World, failure: StsUnavailable,
     assert said.failure_reason_code == failure.failure_code
 
 
-async def test_back_off(world: World) -> None:
+async def test_back_off(autojump_clock: object, world: World) -> None:
     """STS-14: ten messages in a minute are one GET; a new id or five minutes are another."""
     world.txt("1")
     world.hosts["example.org"] = DOWN
@@ -173,7 +172,7 @@ async def test_back_off(world: World) -> None:
 
 
 @pytest.mark.parametrize("txt", ["same", "new", "gone", "invalid", "fails"])
-async def test_cached_policy_holds_whatever_fails(world: World, txt: str) -> None:
+async def test_cached_policy_holds_whatever_fails(autojump_clock: object, world: World, txt: str) -> None:
     """STS-04, STS-16, AF-24, AF-25, AF-26, RM-15: unexpired enforce is enforced, and the failure reported."""
     await cached(world)
     owner = Domain("_mta-sts.example.org")
@@ -205,7 +204,7 @@ async def test_cached_policy_holds_whatever_fails(world: World, txt: str) -> Non
         assert not found.stale
 
 
-async def test_webpki_failure_is_kept_apart(world: World) -> None:
+async def test_webpki_failure_is_kept_apart(autojump_clock: object, world: World) -> None:
     """AF-25: TLS fails for the new id: RM-12 beside the old policy."""
     await cached(world)
     world.txt("2")
@@ -217,7 +216,7 @@ async def test_webpki_failure_is_kept_apart(world: World) -> None:
     assert world.cache.refresh_failing == 1
 
 
-async def test_expiry(world: World) -> None:
+async def test_expiry(autojump_clock: object, world: World) -> None:
     """STS-40, AF-27: at max_age it applies, after it not; alerts came before."""
     await cached(world, max_age=3 * DAY)
     await trio.sleep(3 * DAY - 1)
@@ -230,7 +229,7 @@ async def test_expiry(world: World) -> None:
     assert world.cache.list() == ()
 
 
-async def test_mode_none_replaces_at_once(world: World) -> None:
+async def test_mode_none_replaces_at_once(autojump_clock: object, world: World) -> None:
     """STS-30, AF-31: a new id with mode none ends enforcement; no alerts for it afterwards (STS-39)."""
     await cached(world)
     world.txt("2")
@@ -245,7 +244,7 @@ async def test_mode_none_replaces_at_once(world: World) -> None:
     assert world.cache.refresh_failing == 0
 
 
-async def test_testing_mode_is_handed_on(world: World) -> None:
+async def test_testing_mode_is_handed_on(autojump_clock: object, world: World) -> None:
     """STS-29: the judge must see it to report it."""
     world.txt("1")
     world.hosts["example.org"] = served("testing")
@@ -254,7 +253,7 @@ async def test_testing_mode_is_handed_on(world: World) -> None:
     assert found.mode is Mode.TESTING
 
 
-async def test_refresh_restarts_the_lifetime(world: World) -> None:
+async def test_refresh_restarts_the_lifetime(autojump_clock: object, world: World) -> None:
     """STS-38: daily, also while the TXT record is gone; success counts max_age anew."""
     await cached(world, max_age=3 * DAY)
     world.hosts["example.org"] = served(max_age=3 * DAY)
@@ -317,7 +316,7 @@ async def test_two_failures_far_apart_are_no_outage(autojump_clock: object) -> N
         await trio.sleep(DAY)
 
 
-async def test_five_hundred_mails_one_get(world: World) -> None:
+async def test_five_hundred_mails_one_get(autojump_clock: object, world: World) -> None:
     """STS-42."""
     world.txt("1")
     world.hosts["example.org"] = served()
@@ -336,7 +335,7 @@ async def test_five_hundred_mails_one_get(world: World) -> None:
 
 
 async def test_global_caps(autojump_clock: object) -> None:
-    """STS-42: at most so many at once and per second; what we could not even begin defers, and arrives later."""
+    """STS-42: at most so many at once; what we could not even begin defers, and arrives later."""
     world = World(max_fetches=2)
     world.fetch_seconds = 15
     found: dict[str, object] = {}
@@ -372,7 +371,7 @@ async def test_flood_of_domains_is_bounded(autojump_clock: object) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_delivery_waits_twenty_seconds_the_fetch_goes_on(world: World) -> None:
+async def test_a_delivery_waits_twenty_seconds_the_fetch_goes_on(autojump_clock: object, world: World) -> None:
     """STS-13: the delivery goes on without, the next one has the policy."""
     world.txt("1")
     world.hosts["example.org"] = served()
@@ -387,7 +386,7 @@ async def test_a_delivery_waits_twenty_seconds_the_fetch_goes_on(world: World) -
     assert len(world.fetched) == 1
 
 
-async def test_id_changes_while_fetching(world: World) -> None:
+async def test_id_changes_while_fetching(autojump_clock: object, world: World) -> None:
     """STS-37: who saw the new id does not settle for what set out under the old one."""
     world.txt("1")
     world.hosts["example.org"] = served()
@@ -402,7 +401,7 @@ async def test_id_changes_while_fetching(world: World) -> None:
     assert len(world.fetched) == 2
 
 
-async def test_max_age_zero_applies_to_this_delivery(world: World) -> None:
+async def test_max_age_zero_applies_to_this_delivery(autojump_clock: object, world: World) -> None:
     """STS-20: nothing to cache, yet it is the live policy."""
     world.txt("1")
     world.hosts["example.org"] = served(max_age=0)
@@ -413,7 +412,7 @@ async def test_max_age_zero_applies_to_this_delivery(world: World) -> None:
         await trio.sleep(5)
 
 
-async def test_a_bug_defers(world: World) -> None:
+async def test_a_bug_defers(autojump_clock: object, world: World) -> None:
     """INV-05: an exception of ours never means less protection."""
     world.txt("1")
     world.bug = True
@@ -432,10 +431,9 @@ async def test_shutdown_defers(autojump_clock: object) -> None:
     async def deliver() -> None:
         found.append(await world.cache.find(ORG))
 
-    async with trio.open_nursery() as sessions:
-        async with world.running():
-            sessions.start_soon(deliver)
-            await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as sessions, world.running():
+        sessions.start_soon(deliver)
+        await trio.testing.wait_all_tasks_blocked()
     found.append(await world.cache.find(ORG))  # and after it
     assert [isinstance(policy, StsUnavailable) and policy.defer for policy in found] == [True, True]
 
@@ -505,7 +503,7 @@ async def test_octets_are_bounded(autojump_clock: object) -> None:
     assert len(world.cache.list()) == 1
 
 
-async def test_recheck_looks_for_a_new_id(world: World) -> None:
+async def test_recheck_looks_for_a_new_id(autojump_clock: object, world: World) -> None:
     """STS-31: after an enforce failure one TXT query; a new id is fetched for the retry."""
     await cached(world)
     world.zone.asked.clear()
@@ -519,7 +517,7 @@ async def test_recheck_looks_for_a_new_id(world: World) -> None:
     assert await world.cache.find(ORG) == NoSts()
 
 
-async def test_operator(world: World) -> None:
+async def test_operator(autojump_clock: object, world: World) -> None:
     """list, show, forget, refresh; a forced refresh ignores the back-off and the cached id."""
     await cached(world)
     (entry,) = world.cache.list()

@@ -39,9 +39,7 @@ def test_survives(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-async def test_written_behind_within_a_second(
-    tmp_path: Path, nursery: trio.Nursery, autojump_clock: object
-) -> None:
+async def test_written_behind_within_a_second(tmp_path: Path, nursery: trio.Nursery, autojump_clock: object) -> None:
     path = tmp_path / "state.db"
     store = Store.open(path, discard, runner=in_place)
     nursery.start_soon(store.run)

@@ -58,8 +58,7 @@ async def test_no_sni_is_none_and_the_certificate_follows_the_sni(nursery, conne
 async def test_pipelined_commands_are_answered_in_order(visit):
     seen = await visit()
     await seen.client.conversation.send(
-        b"MAIL FROM:<a@client.example> SIZE=10\r\nRCPT TO:<b@test.example>\r\n"
-        b"RCPT TO:<c@test.example>\r\nDATA\r\n"
+        b"MAIL FROM:<a@client.example> SIZE=10\r\nRCPT TO:<b@test.example>\r\nRCPT TO:<c@test.example>\r\nDATA\r\n"
     )
     assert [(await seen.client.reply()).code for _ in range(4)] == [250, 250, 250, 354]
     await seen.client.conversation.send(b".\r\nNOOP\r\n")  # a message without content
