@@ -483,6 +483,7 @@ async def test_eviction(autojump_clock: object) -> None:
             world.txt("1", domain)
             world.hosts[domain] = served(mode)
             await world.cache.find(domain)
+            await trio.sleep(1)
             await world.cache.find(Domain("d0.example"))  # in use
     assert [entry.domain for entry in world.cache.list()] == [f"d{n}.example" for n in (0, 4, 5, 6)]
     forgotten = [event.domain for event in world.events if event.event == "forgotten"]
