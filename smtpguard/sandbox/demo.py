@@ -5,6 +5,7 @@ production one only in addresses.  Each case is sent three times: by the opportu
 smtpguard by SMTP and by LMTP.  The result is what was measured at the receiving side, not what anyone claims.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 
 import trio
 
@@ -34,6 +37,7 @@ from smtpguard.sandbox.internet import (
 SENDER = "alice@sender.example"
 READY_SECONDS = 30.0
 SEND_SECONDS = 60.0
+REPLY_COLUMNS = 116
 PAUSE_SECONDS = 5.0  # between two rounds of --serve
 
 
@@ -161,9 +165,24 @@ bind = "127.0.0.1:{ports.admin}"
 """
 
 
-async def run(argv: Sequence[str] = (), write: Callable[[str], object] = print) -> int:
-    """The demo; `--serve` goes on with traffic until interrupted.  0: every row is as expected."""
-    serves = "--serve" in argv
+def main(arguments: Sequence[str]) -> int:
+    """`smtpguard demo`: the exit code.  2 for an unknown option, 130 never: an interrupt ends --serve well."""
+    parser = argparse.ArgumentParser(prog="smtpguard demo", description=__doc__.partition("\n")[0])
+    parser.add_argument("--serve", action="store_true", help="keep it all running, with traffic, until interrupted")
+    options = parser.parse_args(arguments)
+    try:
+        return trio.run(partial(run, serves=options.serve))
+    except KeyboardInterrupt:
+        return 0
+    except BaseExceptionGroup as group:
+        interrupts, rest = group.split(KeyboardInterrupt)
+        if interrupts is None or rest is not None:
+            raise
+        return 0
+
+
+async def run(write: Callable[[str], object] = print, *, serves: bool = False) -> int:
+    """The demo; `serves`: go on with traffic until interrupted.  0: every row is as expected."""
     with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name:
         directory = Path(name)
         async with open_internet(directory, [case.site for case in CASES]) as internet:
@@ -176,8 +195,15 @@ async def run(argv: Sequence[str] = (), write: Callable[[str], object] = print) 
                 async with _smtpguard(config, directory / "log", ports.admin):
                     rows = [await try_case(internet, ports, case) for case in CASES]
                     write(table(rows))
+                    if serves:
+                        write(
+                            f"\nserving until interrupted, a round of mail every {PAUSE_SECONDS:g} s:\n"
+                            f"  SMTP 127.0.0.1:{ports.smtp}, LMTP 127.0.0.1:{ports.lmtp}\n"
+                            f"  metrics http://127.0.0.1:{ports.admin}/metrics\n"
+                            f"  log {directory / 'log'}\n"
+                            f"  smtpguard explain DOMAIN --config {config}"
+                        )
                     while serves:
-                        write(f"serving: {ports}")
                         await trio.sleep(PAUSE_SECONDS)
                         rows = [await try_case(internet, ports, case) for case in CASES]
             except NotReady as error:
@@ -235,9 +261,9 @@ async def _submit(port: int, recipient: str, content: bytes, *, lmtp: bool) -> s
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, one line each, and a last line that counts."""
-    heads = ("domain", "publishes", "attack", "an ordinary sender", "smtpguard", "", "reply")
-    lines = [heads]
+    """The rows as text, the reply under each, and a last line that counts."""
+    lines = [("domain", "publishes", "attack", "an ordinary sender", "smtpguard", "")]
+    replies = [""]
     for row in rows:
         site = row.case.site
         ours = str(row.by_smtp)
@@ -252,13 +278,15 @@ def table(rows: Sequence[Row]) -> str:
                 str(row.ordinary),
                 ours,
                 mark,
-                row.by_smtp.reply,
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads) - 1)]
-    text = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
-    ]
+        replies.append(shorten(row.by_smtp.reply, REPLY_COLUMNS, placeholder=" ..."))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = []
+    for line, reply in zip(lines, replies, strict=True):
+        text.append("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if reply:
+            text.append(f"    {reply}")
     good = sum(row.is_as_expected for row in rows)
     return "\n".join([*text, f"{good} of {len(rows)} rows as expected"])
 
