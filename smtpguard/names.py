@@ -56,8 +56,8 @@ def parse_address_literal(text: str) -> IpAddress:
         raise NameInvalid(f"{_shown(text)} is not an address literal: it must stand in [ ]")
     inner = text[1:-1]
     try:
-        if inner[:5].lower() == "ipv6:":
-            return IPv6Address(inner[5:].partition("%")[0] if "%" not in inner else "")
+        if inner[:5].lower() == "ipv6:" and "%" not in inner:  # a scope means nothing to others
+            return IPv6Address(inner[5:])
         return IPv4Address(inner)
     except ValueError as error:
         raise NameInvalid(f"{_shown(text)} is not an address literal (RFC 5321 §4.1.3)") from error

@@ -71,17 +71,15 @@ class Settings:
 
 def load(path: Path) -> Settings | list[ConfigError]:
     """The settings of the file at `path`, or everything that is wrong with it."""
-    file = read(path)
-    if isinstance(file, list):
-        return file
-    return _Builder(path, file).build()
+    file, errors = read(path)
+    return errors if file is None else _Builder(path, file, errors).build()
 
 
 class _Builder:
-    def __init__(self, path: Path, file: File) -> None:
+    def __init__(self, path: Path, file: File, errors: list[ConfigError]) -> None:
         self._path = path
         self._file = file
-        self._errors: list[ConfigError] = []
+        self._errors = errors
 
     def build(self) -> Settings | list[ConfigError]:
         file = self._file
@@ -333,6 +331,8 @@ class _Builder:
     # -- values
 
     def _wrong(self, table: str, key: str, value: str, expected: str) -> None:
+        if any((error.table, error.key) == (table, key) for error in self._errors):
+            return  # one error a value: the first is the nearest to what was written
         self._errors.append(ConfigError(str(self._path), table, key, value, expected))
 
     def _parsed(self, table: str, key: str, text: str, parse: Callable[[str], T]) -> T | None:

@@ -30,13 +30,10 @@ class ConfigError:
     expected: str
 
     def __str__(self) -> str:
-        place = f"{self.file}: "
-        if self.table:
-            place += f"[{self.table}] "
-        if self.key:
-            place += self.key
-        value = f" = {self.value}" if self.value else ""
-        return f"{place}{value}: {self.expected}"
+        place = " ".join(part for part in (f"[{self.table}]" if self.table else "", self.key) if part)
+        if self.value:
+            place += f" = {self.value}"
+        return f"{self.file}: {place}: {self.expected}" if place else f"{self.file}: {self.expected}"
 
 
 class Log(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,20 +168,22 @@ class File(msgspec.Struct):
     log: Log = msgspec.field(default_factory=Log)
 
 
-def read(path: Path) -> File | list[ConfigError]:
-    """The file as written, or everything that is wrong with its form."""
+def read(path: Path) -> tuple[File | None, list[ConfigError]]:
+    """The file as written, and everything that is wrong with its form; None where nothing could be read.
+
+    With errors the file holds defaults in place of what was wrong: good only for finding further errors.
+    """
     name = str(path)
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        return [ConfigError(name, "", "", "", f"cannot be read: {error.strerror}")]
+        return None, [ConfigError(name, "", "", "", f"cannot be read: {error.strerror}")]
     except UnicodeDecodeError as error:
-        return [ConfigError(name, "", "", "", f"must be UTF-8: octet {error.start} is not")]
+        return None, [ConfigError(name, "", "", "", f"must be UTF-8: octet {error.start} is not")]
     except tomllib.TOMLDecodeError as error:
-        return [ConfigError(name, "", "", "", f"is not TOML: {error}")]
+        return None, [ConfigError(name, "", "", "", f"is not TOML: {error}")]
     errors: list[ConfigError] = []
-    file = _table(File, raw, name, "", errors)
-    return errors or file
+    return _table(File, raw, name, "", errors), errors
 
 
 def _table(kind: type[Any], raw: dict[str, Any], file: str, table: str, errors: list[ConfigError]) -> Any:
@@ -220,7 +219,7 @@ def _table(kind: type[Any], raw: dict[str, Any], file: str, table: str, errors: 
     errors.extend(ConfigError(file, table, name, "", "is missing and has no default") for name in missing)
     for name in fields:
         if fields[name].required and name not in values:
-            values[name] = [] if get_origin(fields[name].type) is list else ""  # never used: there are errors
+            values[name] = [] if get_origin(fields[name].type) is list else ""
     return kind(**values)
 
 

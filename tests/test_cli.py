@@ -1,0 +1,142 @@
+"""The commands as an operator types them, as processes."""
+
+import json
+import os
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+hostname = "mail.example.org"
+state_dir = "{directory}/state"
+[[listener]]
+role = "outbound"
+bind = ["unix:{directory}/lmtp.sock"]
+protocol = "lmtp"
+[dns]
+resolvers = ["127.0.0.1:1"]
+timeout_seconds = 0.2
+attempts = 1
+[admin]
+bind = "unix:{directory}/admin.sock"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "smtpguard.toml"
+    path.write_text(CONFIG.format(directory=tmp_path))
+    return path
+
+
+def smtpguard(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "smtpguard", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@contextmanager
+def running(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """`smtpguard run`, until its log says that it is ready; TERM at the end."""
+    command = [sys.executable, "-m", "smtpguard", "run", "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "stage=ready" in line:
+                break
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def test_check_config(config: Path) -> None:
+    done = smtpguard("check-config", "--config", config)
+    assert done.returncode == 0
+    assert "well (1 listeners, 0 rules)" in done.stdout
+    assert smtpguard("check-config", SMTPGUARD_CONFIG=str(config)).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["check-config", "run"])
+def test_config_errors_exit_2(config: Path, command: str) -> None:
+    config.write_text(config.read_text().replace("lmtp.sock", "").replace('"lmtp"', '"x"'))
+    done = smtpguard(command, "--config", config)
+    assert done.returncode == 2
+    assert f'{config}: [listener 1] protocol = "x": must be one of "smtp", "lmtp"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_busy_port_and_unusable_state_directory(config: Path, tmp_path: Path) -> None:
+    """One line with the way out, exit 1, no traceback."""
+    text = config.read_text()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        config.write_text(text.replace(f"unix:{tmp_path}/lmtp.sock", f"127.0.0.1:{busy.getsockname()[1]}"))
+        done = smtpguard("run", "--config", config)
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+    (tmp_path / "file").write_text("")
+    config.write_text(text.replace(f'state_dir = "{tmp_path}/state"', f'state_dir = "{tmp_path}/file/state"'))
+    again = smtpguard("run", "--config", config)
+    assert again.returncode == 1
+    assert "name another in state_dir" in again.stderr
+    assert "Traceback" not in done.stderr + again.stderr
+
+
+def test_a_life(config: Path, tmp_path: Path) -> None:
+    """Ready, refuse with an id, explain it, reload well and badly, drain on TERM."""
+    with running(config) as process:
+        with smtplib.LMTP(f"{tmp_path}/lmtp.sock") as mta:
+            with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+                mta.sendmail("a@example.org", ["b@nowhere.example"], b"Subject: x\r\n\r\nx\r\n")
+            code, text = refused.value.recipients["b@nowhere.example"]
+        assert code == 451
+        decision = text.decode().rpartition("(id ")[2].rstrip(")")
+        explained = smtpguard("explain", decision, "--config", config)
+        assert explained.returncode == 0, explained.stderr
+        assert "dns/failure" in explained.stdout
+        by_domain = smtpguard("explain", "nowhere.example", "--json", "--config", config)
+        assert json.loads(by_domain.stdout)[0]["id"] == decision
+        assert smtpguard("explain", "unknown.example", "--config", config).returncode == 1
+        listed = smtpguard("sts", "list", "--config", config)
+        assert (listed.returncode, listed.stderr) == (0, "0 policies\n")
+        good = config.read_text()
+        assert process.stdout is not None
+        for text_, stage in ((good + "[mtasts]\nenabled = 7\n", "reload_failed"), (good, "reloaded")):
+            config.write_text(text_)
+            process.send_signal(signal.SIGHUP)
+            for line in process.stdout:
+                if f"stage={stage}" in line:
+                    break
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+        assert "stage=stopped" in output
+        assert process.returncode == 0
+        assert errors == ""
+
+
+def test_nobody_to_ask(config: Path) -> None:
+    done = smtpguard("explain", "x", "--config", config)
+    assert done.returncode == 1
+    assert "is smtpguard running" in done.stderr
+
+
+def test_probe_says_what_fails(config: Path) -> None:
+    done = smtpguard("probe", "nowhere.example", "--json", "--config", config)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["reason"] == "dns/failure"
+    assert smtpguard("probe", "not a domain", "--config", config).returncode == 2
