@@ -21,7 +21,8 @@ def test_domain(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "a..b", "-a.example", "a-.example", "a" * 64 + ".x", "a b", "192.0.2.1", "a\r\nb", "x." * 127 + "xx"]
+    "text",
+    ["", ".", "a..b", "-a.example", "a-.example", "a" * 64 + ".x", "a b", "192.0.2.1", "a\r\nb", "x." * 127 + "xx"],
 )
 def test_no_domain(text: str) -> None:
     with pytest.raises(NameInvalid):
@@ -46,7 +47,9 @@ def test_literal(text: str, expected: str) -> None:
     assert parse_mail_domain(text) == parse_address(expected)
 
 
-@pytest.mark.parametrize("text", ["[192.0.2]", "[2001:db8::1]", "[IPv6:fe80::1%eth0]", "[IPv6:]", "[]", "[x", "[IPv6:192.0.2.1]"])
+@pytest.mark.parametrize(
+    "text", ["[192.0.2]", "[2001:db8::1]", "[IPv6:fe80::1%eth0]", "[IPv6:]", "[]", "[x", "[IPv6:192.0.2.1]"]
+)
 def test_no_literal(text: str) -> None:
     with pytest.raises(NameInvalid):
         parse_mail_domain(text)

@@ -84,9 +84,7 @@ def _destination(lookups: Lookups, answer: Answer) -> Destination | NoDestinatio
     domain = answer.name
     records = [record for record in answer.records if isinstance(record, MxRecord)]
     if not records:  # RFC 5321 §5.1: the implicit MX; RFC 7672 §2.2.2: and the TLSA base domain
-        return Destination(
-            domain, answer.canonical, answer.security, hosts=(MxHost(domain, 0),), implicit=True
-        )
+        return Destination(domain, answer.canonical, answer.security, hosts=(MxHost(domain, 0),), implicit=True)
     if len(records) == 1 and records[0].null:  # RFC 7505 §3; among others `.` is just no host name
         return _final(lookups, ReasonCode.NULL_MX, "")
     preferences: dict[Domain, int] = {}
@@ -185,8 +183,7 @@ async def _alias_security(lookups: Lookups, host: Domain, security: Security) ->
 
 def _taking_turns(used: Sequence[Answer]) -> tuple[IpAddress, ...]:
     families = [
-        [record for record in answer.records if isinstance(record, IPv4Address | IPv6Address)]
-        for answer in used
+        [record for record in answer.records if isinstance(record, IPv4Address | IPv6Address)] for answer in used
     ]
     turns = [address for turn in zip_longest(*families) for address in turn if address is not None]
     return tuple(turns[:MAX_ADDRESSES])

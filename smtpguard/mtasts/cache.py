@@ -165,9 +165,7 @@ class StsCache:
             return answer
         return parse_txt([record for record in answer.records if isinstance(record, bytes)])
 
-    def _without_txt(
-        self, domain: Domain, failure: StsUnavailable, mx_security: MxSecurity
-    ) -> StsUnavailable:
+    def _without_txt(self, domain: Domain, failure: StsUnavailable, mx_security: MxSecurity) -> StsUnavailable:
         """The TXT look-up failed and nothing is cached."""
         now = self._clock.monotonic()
         first, last = self._txt_failing.pop(domain, (now, now))
@@ -222,9 +220,7 @@ class StsCache:
         cached = self._unexpired(domain)
         return failure if cached is None else self._use(cached, failure)
 
-    def _use(
-        self, entry: Entry, failure: StsUnavailable | None, event: str = "cache_stale_used"
-    ) -> NoSts | StsPolicy:
+    def _use(self, entry: Entry, failure: StsUnavailable | None, event: str = "cache_stale_used") -> NoSts | StsPolicy:
         """The policy of `entry` applies; `failure`: no live one could be had, and why.  Says so once."""
         told = f"{event} {failure.failure_code}" if failure is not None else ""
         self._shelf.note(replace(entry, used_at=self._clock.monotonic(), told=told))
@@ -245,9 +241,7 @@ class StsCache:
     def _expire(self, entry: Entry) -> None:
         self._shelf.drop(entry.domain)
         if entry.mode is not Mode.NONE:
-            self._say(
-                "expired", entry.domain, entry.policy, f"last fetched {entry.fetched:%Y-%m-%dT%H:%M:%SZ}"
-            )
+            self._say("expired", entry.domain, entry.policy, f"last fetched {entry.fetched:%Y-%m-%dT%H:%M:%SZ}")
 
     # -- the service
 
@@ -379,9 +373,7 @@ class StsCache:
     ) -> None:
         """A failure; with `policy` it did not take the cached policy away (RFC 8460: info)."""
         code = failure.failure_code if policy is None else f"{failure.failure_code}+cached-policy"
-        until = (
-            f"; the cached policy ends {expires.expires:%Y-%m-%dT%H:%M:%SZ}" if expires is not None else ""
-        )
+        until = f"; the cached policy ends {expires.expires:%Y-%m-%dT%H:%M:%SZ}" if expires is not None else ""
         self._emit(
             StsEvent(
                 event=event,

@@ -148,9 +148,9 @@ class Shelf:
 
 
 def _encode(entry: Entry, octets: bytes) -> bytes:
-    return json.dumps(
-        {"id": entry.id, "fetched": entry.fetched.timestamp(), "policy": octets.decode("utf-8")}
-    ).encode("ascii")
+    return json.dumps({"id": entry.id, "fetched": entry.fetched.timestamp(), "policy": octets.decode("utf-8")}).encode(
+        "ascii"
+    )
 
 
 def _decode(key: str, value: bytes, now: datetime) -> Entry | None:

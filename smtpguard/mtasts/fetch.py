@@ -44,9 +44,7 @@ async def fetch_policy(https: HttpsClient, domain: Domain) -> FetchedPolicy | St
     if answer.media_type != "text/plain":
         # RFC 8461 §3.2: else whoever may upload other files to this host could publish its policy.
         shown = answer.media_type or "missing"
-        return StsUnavailable(
-            ReasonCode.STS_FETCH, f"the media type is {shown}, not text/plain", "http-media-type"
-        )
+        return StsUnavailable(ReasonCode.STS_FETCH, f"the media type is {shown}, not text/plain", "http-media-type")
     parsed = parse_policy(answer.body)
     if isinstance(parsed, PolicyInvalid):
         return StsUnavailable(ReasonCode.STS_INVALID, parsed.detail, parsed.detail)

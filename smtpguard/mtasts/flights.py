@@ -117,9 +117,7 @@ class Flights:
                     result = await self._fetch(flight.domain)
                 except Exception as error:  # noqa: BLE001  -- the boundary of the fetching service: a bug defers
                     self._emit(InternalError(where="mtasts.fetch", session="", error=printable(repr(error))))
-                    result = StsUnavailable(
-                        ReasonCode.INTERNAL, "the fetch failed here", "internal", defer=True
-                    )
+                    result = StsUnavailable(ReasonCode.INTERNAL, "the fetch failed here", "internal", defer=True)
                 self._land(flight, result)
                 # A slot is held for a second at least: the cap is also one on the rate.
                 await trio.sleep(max(0.0, begun + 1.0 - self._clock.monotonic()))

@@ -39,9 +39,7 @@ class Store:
     All methods are for the Trio thread.  `run` is the writer; `close` flushes, after `run` has ended.
     """
 
-    def __init__(
-        self, database: sqlite3.Connection | None, name: str, emit: Emit, runner: Runner = _in_thread
-    ) -> None:
+    def __init__(self, database: sqlite3.Connection | None, name: str, emit: Emit, runner: Runner = _in_thread) -> None:
         """Use `Store.open`.  `runner` calls the blocking write somewhere else; tests call it in place."""
         self._database = database
         self._name = name
@@ -87,9 +85,7 @@ class Store:
         entries: dict[str, bytes] = {}
         if self._database is not None:
             try:
-                rows = self._database.execute(
-                    "SELECT key, value FROM entry WHERE tbl = ?", (table,)
-                ).fetchall()
+                rows = self._database.execute("SELECT key, value FROM entry WHERE tbl = ?", (table,)).fetchall()
             except sqlite3.Error as error:
                 self._report(f"table {table} could not be read: {error}")
             else:

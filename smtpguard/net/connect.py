@@ -84,8 +84,7 @@ class AddressRules:
 
     def _is_wildcard_port(self, port: int) -> bool:
         return any(
-            own.port == port and own.address is not None and own.address.is_unspecified
-            for own in self.own_listeners
+            own.port == port and own.address is not None and own.address.is_unspecified for own in self.own_listeners
         )
 
     def _judge(self, address: IpAddress) -> Verdict:
@@ -189,9 +188,7 @@ async def connect(
             sock.bind((str(source), 0))
         except OSError as error:
             sock.close()
-            return ConnectFailed(
-                ConnectFailure.LOCAL, printable(f"source address {source}: {error.strerror}")
-            )
+            return ConnectFailed(ConnectFailure.LOCAL, printable(f"source address {source}: {error.strerror}"))
     return await _establish(sock, (str(address), port), timeout, clock)
 
 

@@ -92,9 +92,7 @@ def parse_bind(text: str, *, group: str = "") -> Bind:
     try:
         address = parse_address(host.strip("[]"))
     except NameInvalid as error:
-        raise BindInvalid(
-            f"{shown}: an IP address is needed, not a name (0.0.0.0 or [::] for all)"
-        ) from error
+        raise BindInvalid(f"{shown}: an IP address is needed, not a name (0.0.0.0 or [::] for all)") from error
     if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
         raise BindInvalid(f"{shown}: the port must be a number from 0 to 65535")
     return Bind(address, int(port_text))
@@ -126,18 +124,12 @@ def inherited_sockets(
         descriptor = first_fd + index
         try:
             sock = socket.socket(fileno=descriptor)
-            listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(
-                socket.SOL_SOCKET, socket.SO_ACCEPTCONN
-            )
+            listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as error:
-            raise ListenFailed(
-                f"LISTEN_FDS: descriptor {descriptor} is not a socket: {error.strerror}"
-            ) from error
+            raise ListenFailed(f"LISTEN_FDS: descriptor {descriptor} is not a socket: {error.strerror}") from error
         if not listens:
             sock.close()
-            raise ListenFailed(
-                f"LISTEN_FDS: descriptor {descriptor} does not listen (ListenStream=, Accept=no)"
-            )
+            raise ListenFailed(f"LISTEN_FDS: descriptor {descriptor} does not listen (ListenStream=, Accept=no)")
         sock.setblocking(False)
         os.set_inheritable(descriptor, False)
         found.append(InheritedSocket(given[index] if index < len(given) else "unknown", sock))
@@ -170,15 +162,11 @@ def _inherited(bind: Bind, inherited: Sequence[InheritedSocket]) -> socket.socke
         if bind.fd_name:
             if passed.name == bind.fd_name:
                 return passed.sock
-        elif Endpoint.of(passed.sock.family, passed.sock.getsockname()) == Endpoint(
-            bind.address, bind.port, bind.path
-        ):
+        elif Endpoint.of(passed.sock.family, passed.sock.getsockname()) == Endpoint(bind.address, bind.port, bind.path):
             return passed.sock
     if bind.fd_name:
         known = ", ".join(sorted({passed.name for passed in inherited})) or "none"
-        raise ListenFailed(
-            f"cannot listen on {bind}: systemd passed no socket of this name (passed: {known})"
-        )
+        raise ListenFailed(f"cannot listen on {bind}: systemd passed no socket of this name (passed: {known})")
     return None
 
 
@@ -276,9 +264,7 @@ def _remove_stale(bind: Bind) -> None:
         with suppress(OSError):
             os.unlink(bind.path)
     elif code in (0, errno.EAGAIN):
-        raise ListenFailed(
-            f"cannot listen on {bind}: another process listens there; stop it or change `bind`"
-        )
+        raise ListenFailed(f"cannot listen on {bind}: another process listens there; stop it or change `bind`")
 
 
 def _unix_way_out(bind: Bind, error: OSError) -> str:
@@ -362,11 +348,7 @@ async def _run_session(
         pass  # an end like any other
     except Exception as error:  # noqa: BLE001  -- the session boundary (DESIGN §7)
         if not _is_end(error):
-            emit(
-                InternalError(
-                    where=f"session of {name}", session=str(wire.peer if wire else ""), error=_told(error)
-                )
-            )
+            emit(InternalError(where=f"session of {name}", session=str(wire.peer if wire else ""), error=_told(error)))
             if wire is not None and farewell:
                 with suppress(WireLost):
                     wire.send_nowait(farewell)

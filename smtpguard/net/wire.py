@@ -315,9 +315,7 @@ class Wire:
 
     # -- TLS
 
-    async def start_tls(
-        self, context: SSL.Context, *, server_side: bool, sni: Domain | None = None
-    ) -> TlsOutcome:
+    async def start_tls(self, context: SSL.Context, *, server_side: bool, sni: Domain | None = None) -> TlsOutcome:
         """Shake hands on this connection; from then on everything goes through TLS.
 
         The certificate is *not* judged here: the context verifies nothing, tls.pkix and tls.dane do, on the
@@ -438,9 +436,7 @@ class Wire:
     def _say_close_notify(self) -> None:
         if self._tls is None or self._state is not _State.OPEN:
             return
-        with suppress(
-            SSL.Error
-        ):  # the kernel's buffer is full, or the peer is gone: SMTP does not depend on it
+        with suppress(SSL.Error):  # the kernel's buffer is full, or the peer is gone: SMTP does not depend on it
             self._tls.shutdown()
 
 

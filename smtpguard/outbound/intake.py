@@ -218,9 +218,7 @@ class _Session:
 
     async def _content(self, transaction: Transaction) -> None:
         """Stream the message to every host that waits for it, then tell each recipient's fate."""
-        reader = BodyReader(
-            bare_newlines=self._settings.bare_newlines, max_octets=self._settings.max_octets or None
-        )
+        reader = BodyReader(bare_newlines=self._settings.bare_newlines, max_octets=self._settings.max_octets or None)
         await transaction.send([self._received(transaction)])
         octets = self._dialogue.take_rest()
         while True:
@@ -315,4 +313,3 @@ class _Session:
                 detail=printable(detail),
             )
         )
-

@@ -27,9 +27,7 @@ class DestinationSlots:
 
     def try_take(self, keys: Collection[str]) -> bool:
         """Take a connection and a walk for every key, or nothing."""
-        if any(
-            self._connections[key] >= self._max_connections or self._walks[key] >= self._max_walks for key in keys
-        ):
+        if any(self._connections[key] >= self._max_connections or self._walks[key] >= self._max_walks for key in keys):
             return False
         for key in keys:
             self._connections[key] += 1

@@ -340,7 +340,9 @@ class Transaction:
             if not done:
                 opened.link.wire.close()
 
-    async def _each(self, routes: Sequence[Route], step: Callable[[Route, float], Awaitable[None]], deadline: float) -> None:
+    async def _each(
+        self, routes: Sequence[Route], step: Callable[[Route, float], Awaitable[None]], deadline: float
+    ) -> None:
         if len(routes) == 1:
             await step(routes[0], deadline)
             return
@@ -494,4 +496,3 @@ class Transaction:
 
 def _line(reply: Reply) -> str:
     return printable(f"{reply.code} {reply.text}", 300)
-

@@ -1,8 +1,8 @@
 """Which mail host takes these recipients?  The walk along the hosts of one next hop, up to the first accepted RCPT.
 
-RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host that
-fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT, and after
-two hosts that were told MAIL.  A later host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
+RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host
+that fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT,
+and after two hosts that were told MAIL.  A later host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
 """
 
 from collections.abc import Callable, Sequence
@@ -176,7 +176,12 @@ class Walk:
         addresses = self._ordered(plan.addresses)
         for number, address in enumerate(addresses):
             candidate = Candidate(
-                host, address, self.next_hop.port, self.listener.source(address), self.listener.ehlo, self.next_hop.routed
+                host,
+                address,
+                self.next_hop.port,
+                self.listener.source(address),
+                self.listener.ehlo,
+                self.next_hop.routed,
             )
             opened = await self._open(candidate, plan, last=last and number == len(addresses) - 1)
             if isinstance(opened, HostFailed):
@@ -204,9 +209,7 @@ class Walk:
             if self.next_hop.domain is not None and plan.requirement.policy.startswith("sts"):
                 self.services.recheck_sts(self.next_hop.domain)
             return opened
-        self.services.emit(
-            host_opened(self.id, self.next_hop, plan, opened, self.services.clock.monotonic() - began)
-        )
+        self.services.emit(host_opened(self.id, self.next_hop, plan, opened, self.services.clock.monotonic() - began))
         for kind, reasons in opened.decision.observed:
             self.services.emit(observed(self.id, self.next_hop, plan, kind, reasons, opened))
         return opened
@@ -219,11 +222,10 @@ class Walk:
             self._fail(Reason(parameters, str(candidate)))
             self.services.pool.give(opened)
             return False
-        if self.mail.is_8bit and not opened.link.extensions.has("8BITMIME"):
-            if self.settings.eightbit_to_7bit_mx == "refuse":
-                self._fail(Reason(ReasonCode.NO_8BITMIME, str(candidate)))
-                self.services.pool.give(opened)
-                return False
+        if self._lacks_8bitmime(opened) and self.settings.eightbit_to_7bit_mx == "refuse":
+            self._fail(Reason(ReasonCode.NO_8BITMIME, str(candidate)))
+            self.services.pool.give(opened)
+            return False
         self._told = 0
         undecided = self._within_limit(addressees, opened.link)
         mail = b"MAIL FROM:<" + self.mail.path.text + b">"

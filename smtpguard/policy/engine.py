@@ -237,9 +237,7 @@ def _failure(
         case StartTls.NOT_TRIED | StartTls.NOT_OFFERED:
             return _seen(ReasonCode.STS_NO_STARTTLS if is_sts else ReasonCode.NO_STARTTLS, outcome, subject)
         case StartTls.REFUSED:
-            return _seen(
-                ReasonCode.STS_NO_STARTTLS if is_sts else ReasonCode.STARTTLS_REFUSED, outcome, subject
-            )
+            return _seen(ReasonCode.STS_NO_STARTTLS if is_sts else ReasonCode.STARTTLS_REFUSED, outcome, subject)
         case StartTls.FAILED:
             return _seen(ReasonCode.HANDSHAKE, outcome, subject)
         case StartTls.ESTABLISHED:

@@ -86,9 +86,7 @@ def _dane_only(rule: Rule, facts: HostFacts) -> Answer:
         case LookupFailed() as failed:
             return tlsa_failed(failed, facts)
         case UsableTlsa() as tlsa:
-            return replace(
-                _named(dane_requirement(tlsa, facts), rule), permanent=rule.on_failure is OnFailure.PERMFAIL
-            )
+            return replace(_named(dane_requirement(tlsa, facts), rule), permanent=rule.on_failure is OnFailure.PERMFAIL)
         case UnusableTlsa() | NoTlsa():  # DANE-40
             return _refused(ReasonCode.DANE_REQUIRED, rule, facts)
     assert_never(facts.dane)

@@ -114,8 +114,9 @@ class Requirement:
 class Observed:
     """A requirement that is judged for the record only.
 
-    `kind`: `sts-testing`, `sts` (DANE decides), `shadow`, `override` (what a rule with override set aside).  `refused` where the
-    host is already out before any connection (an MX that a policy does not list), with those reasons.
+    `kind`: `sts-testing`, `sts` (DANE decides), `shadow`, `override` (what a rule with override set aside).
+    `refused` where the host is already out before any connection (an MX that a policy does not list),
+    with those reasons.
     """
 
     kind: str

@@ -63,9 +63,7 @@ def _half_dane(tlsa: UsableTlsa, facts: HostFacts) -> Answer:
             listed = Reason(ReasonCode.STS_REQUIRES, policy.domain, "the MX is listed")
             requirement = replace(requirement, reasons=(*requirement.reasons, listed))
         case StsUnavailable() as unavailable:
-            requirement = replace(
-                requirement, reasons=(*requirement.reasons, _unavailable(unavailable, facts))
-            )
+            requirement = replace(requirement, reasons=(*requirement.reasons, _unavailable(unavailable, facts)))
         case StsPolicy() | NoSts():
             pass
         case _:
@@ -129,9 +127,7 @@ def _lists(policy: StsPolicy, facts: HostFacts) -> bool:
 
 def _unlisted(policy: StsPolicy, facts: HostFacts) -> TryNextMx:
     """RFC 8461 §5.1(2), STS-32: the host is skipped in its turn, as an unreachable one is."""
-    reason = Reason(
-        ReasonCode.STS_MX, host_of(facts), f"policy of {policy.domain}", "mtasts-policy-mx-mismatch"
-    )
+    reason = Reason(ReasonCode.STS_MX, host_of(facts), f"policy of {policy.domain}", "mtasts-policy-mx-mismatch")
     return TryNextMx((reason,))
 
 

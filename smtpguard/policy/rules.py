@@ -144,9 +144,7 @@ class Rule:
         if self.override and level is Level.AUTO:
             found.append(f"override has no meaning at {word}: what the domain publishes is what applies")
         if self.on_failure is OnFailure.PERMFAIL and level not in _PERMFAIL_LEVELS:
-            found.append(
-                f'on_failure = "permfail" has no meaning at {word}: the rule itself asks for nothing'
-            )
+            found.append(f'on_failure = "permfail" has no meaning at {word}: the rule itself asks for nothing')
         if self.after_expiry is AfterExpiry.DROP and self.expires is None:
             found.append("after_expiry has no meaning without expires")
         if level in (Level.DANE, Level.DANE_ONLY) and _is_address_key(self.pattern):
@@ -209,23 +207,15 @@ def _doubts(rule: Rule, today: date) -> list[tuple[str, str]]:
     doubts: list[tuple[str, str]] = []
     if rule.pattern == "*" and rule.level is not Level.AUTO:
         if rule.override or rule.level in AUTHENTICATING_LEVELS:
-            doubts.append(
-                ("star", f"* at level {rule.level.value}: recipients' DANE and MTA-STS are not honoured")
-            )
+            doubts.append(("star", f"* at level {rule.level.value}: recipients' DANE and MTA-STS are not honoured"))
         else:
-            doubts.append(
-                ("star", f"* at level {rule.level.value}: holds only where a recipient asks for no more")
-            )
+            doubts.append(("star", f"* at level {rule.level.value}: holds only where a recipient asks for no more"))
     if rule.is_expired(today):
-        fate = (
-            "has ended" if rule.after_expiry is AfterExpiry.DROP else "ends where it weakens, stays elsewhere"
-        )
+        fate = "has ended" if rule.after_expiry is AfterExpiry.DROP else "ends where it weakens, stays elsewhere"
         doubts.append(("expired", f"expired on {rule.expires}: {fate}"))
     if rule.level is Level.SECURE and NameWord.HOSTNAME in rule.match:
         # RFC 9325 §7.1: a name from unsigned MX records is no reference identifier.
-        doubts.append(
-            ("hostname", 'match = "hostname" trusts the MX records, which anyone on the path may forge')
-        )
+        doubts.append(("hostname", 'match = "hostname" trusts the MX records, which anyone on the path may forge'))
     return doubts
 
 
@@ -254,9 +244,7 @@ def parse_pattern(text: str, port: int = 25) -> str:
         name, colon, rest = text.partition(":")
         return f"{parse_domain(name)}{_parse_port(text, colon + rest, port)}"
     except NameInvalid as error:
-        raise RuleInvalid(
-            f'{error}; right would be "example.org", ".example.org", "[host]:port" or "*"'
-        ) from error
+        raise RuleInvalid(f'{error}; right would be "example.org", ".example.org", "[host]:port" or "*"') from error
 
 
 def _parse_host(inner: str) -> str:
@@ -273,9 +261,7 @@ def _parse_port(text: str, rest: str, default: int) -> str:
         return ""
     digits = rest[1:]
     if rest[0] != ":" or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits[:6]) < 65536:
-        raise RuleInvalid(
-            f"'{printable(text, 80)}': after the host only ':' and a port from 1 to 65535 may stand"
-        )
+        raise RuleInvalid(f"'{printable(text, 80)}': after the host only ':' and a port from 1 to 65535 may stand")
     return "" if int(digits) == default else f":{int(digits)}"
 
 

@@ -92,16 +92,12 @@ class BodyReader:
         self._max_octets = max_octets
         self._max_line = max_line
         self._max_hops = max_hops
-        self._held = (
-            b""  # a CR whose LF may follow, or a dot that may be the terminator: "", "\r", "." or ".\r"
-        )
+        self._held = b""  # a CR whose LF may follow, or a dot that may be the terminator: "", "\r", "." or ".\r"
         self._starts_line = True  # DATA's own CRLF stands before the first octet
         self._last = _LF  # the octet before the next one, held ones not counted
         self._line = 0  # octets of the unfinished line
         self._hops = 0
-        self._header_end: bytes | None = (
-            b"\r\n"  # the last octets of the header so far; None: the header is over
-        )
+        self._header_end: bytes | None = b"\r\n"  # the last octets of the header so far; None: the header is over
         self._line_ends = io.IncrementalNewlineDecoder(None, translate=False)
 
     def feed(self, octets: bytes) -> list[bytes]:
@@ -112,9 +108,7 @@ class BodyReader:
         data = self._held + octets if self._held else octets
         if not data:
             return []
-        dot = data.find(
-            b"\r\n."
-        )  # most chunks have none: then there is no end and nothing stuffed to look for
+        dot = data.find(b"\r\n.")  # most chunks have none: then there is no end and nothing stuffed to look for
         end = self._find_end(data, dot)
         if end >= 0:
             content = data[:end]

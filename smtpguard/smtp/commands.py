@@ -176,19 +176,11 @@ def parse_command(line: bytes) -> Command:
         case b"DATA":
             return _alone(Data(), argument)
         case b"EHLO":
-            return (
-                Ehlo(argument)
-                if _NAME.fullmatch(argument)
-                else _bad("EHLO takes one domain or address literal")
-            )
+            return Ehlo(argument) if _NAME.fullmatch(argument) else _bad("EHLO takes one domain or address literal")
         case b"HELO":
             return Helo(argument) if _NAME.fullmatch(argument) else _bad("HELO takes one domain")
         case b"LHLO":
-            return (
-                Lhlo(argument)
-                if _NAME.fullmatch(argument)
-                else _bad("LHLO takes one domain or address literal")
-            )
+            return Lhlo(argument) if _NAME.fullmatch(argument) else _bad("LHLO takes one domain or address literal")
         case b"RSET":
             return _alone(Rset(), argument)
         case b"QUIT":

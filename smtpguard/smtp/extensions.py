@@ -221,9 +221,7 @@ def _is_orcpt(value: str, *, smtputf8: bool) -> bool:
     kind, semicolon, address = value.partition(";")
     if not semicolon or len(value) > 500 or not re.fullmatch("[A-Za-z0-9-]+", kind):
         return False
-    if (
-        kind.lower() == "utf-8"
-    ):  # utf-8-addr-xtext and -unitext: \x{...} escapes and, with SMTPUTF8, UTF-8 itself
+    if kind.lower() == "utf-8":  # utf-8-addr-xtext and -unitext: \x{...} escapes and, with SMTPUTF8, UTF-8 itself
         return bool(address) and (address.isascii() or smtputf8)
     return bool(address) and is_xtext(address)
 

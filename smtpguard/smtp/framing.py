@@ -137,12 +137,7 @@ class ReplyReader:
             if self._octets > MAX_REPLY_OCTETS:
                 raise RemoteProtocolError("the reply has more than 100 KiB")
             code, mark = line[:3], line[3:4]
-            if (
-                len(code) < 3
-                or not code.isdigit()
-                or not b"2" <= code < b"6"
-                or mark not in {b"", b" ", b"-"}
-            ):
+            if len(code) < 3 or not code.isdigit() or not b"2" <= code < b"6" or mark not in {b"", b" ", b"-"}:
                 raise RemoteProtocolError(f"not a reply line: {printable(line, 80)}")
             if self._lines and int(code) != self._code:
                 raise RemoteProtocolError(f"one reply with the codes {self._code} and {int(code)}")

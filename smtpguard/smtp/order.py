@@ -57,9 +57,7 @@ def out_of_order(command: Command, progress: Progress, terms: Terms) -> Reply | 
     match command:
         case Ehlo() | Helo() | Lhlo():
             if isinstance(command, Lhlo) is not lmtp:  # RFC 2033 §4.1 (LMTP-01)
-                return Reply.of(
-                    500, "5.5.1", "this is LMTP: send LHLO" if lmtp else "this is SMTP: send EHLO"
-                )
+                return Reply.of(500, "5.5.1", "this is LMTP: send LHLO" if lmtp else "this is SMTP: send EHLO")
         case Mail():
             if not progress.greeted:
                 return _hello_first(lmtp)

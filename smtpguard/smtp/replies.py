@@ -47,9 +47,7 @@ class Reply:
         prefix = f"{status} " if status else ""
         return cls(
             code,
-            tuple(
-                (prefix + printable(text, _MAX_TEXT - len(prefix))).encode("ascii") for text in texts or ("",)
-            ),
+            tuple((prefix + printable(text, _MAX_TEXT - len(prefix))).encode("ascii") for text in texts or ("",)),
         )
 
     @property
@@ -107,13 +105,7 @@ class Reply:
         folded = [part for line in self.lines for part in _fold(line.translate(_SHOWN))]
         code = b"%d" % self.code
         # RFC 5321 §4.2.1: a space even where no text follows.
-        return (
-            b"".join(code + b"-" + line + b"\r\n" for line in folded[:-1])
-            + code
-            + b" "
-            + folded[-1]
-            + b"\r\n"
-        )
+        return b"".join(code + b"-" + line + b"\r\n" for line in folded[:-1]) + code + b" " + folded[-1] + b"\r\n"
 
 
 def reply_of(reason: Reason, decision_id: str) -> Reply:

@@ -50,9 +50,7 @@ class LogSink:
     how many as soon as it moves again.  The stream stays the caller's to close.
     """
 
-    def __init__(
-        self, settings: LogSettings, stream: BinaryIO, clock: Clock, queue_lines: int = 10_000
-    ) -> None:
+    def __init__(self, settings: LogSettings, stream: BinaryIO, clock: Clock, queue_lines: int = 10_000) -> None:
         self._rank = _RANK[settings.level]
         self._renderer = render_json if settings.format == "json" else render_logfmt
         self._stream = stream

@@ -76,9 +76,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(f"smtpguard_{name}", text, buckets=tuple(buckets), registry=self.registry)
 
-        self._deliveries = counter(
-            "deliveries", "Messages the next hop took responsibility for", "auth", "policy"
-        )
+        self._deliveries = counter("deliveries", "Messages the next hop took responsibility for", "auth", "policy")
         self._octets = counter("message_octets", "Content octets of delivered messages")
         self._delivery_seconds = histogram(
             "delivery_seconds", "Time from the sender's command to the final reply", _DELIVERY_SECONDS
@@ -107,9 +105,7 @@ class Metrics:
             "config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded"
         )
         python = ".".join(map(str, sys.version_info[:3]))
-        gauge("build_info", "Constant 1; the labels say what runs", "version", "python").labels(
-            version, python
-        ).set(1)
+        gauge("build_info", "Constant 1; the labels say what runs", "version", "python").labels(version, python).set(1)
         self.registry.register(_LogLinesDropped(log_lines_dropped))
         # Series that alerts watch exist before the first event, so that `rate` sees the first one.
         for direction in ("inbound", "outbound"):

@@ -79,9 +79,7 @@ class DnsServer:
         query = dns.message.from_wire(wire)
         [question] = query.question
         self.messages.append(query)
-        self.queries.append(
-            (question.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(question.rdtype), how)
-        )
+        self.queries.append((question.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(question.rdtype), how))
         replies = self.respond(query, how == "udp")
         several = [replies] if isinstance(replies, dns.message.Message | bytes | None) else replies
         return [r if isinstance(r, bytes) else r.to_wire(max_size=65535) for r in several if r is not None]

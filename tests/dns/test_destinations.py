@@ -76,9 +76,7 @@ async def test_hosts_are_bounded_best_first() -> None:
 
 def test_mx_06_equal_preferences_are_shuffled_evenly() -> None:
     """chi-square over 10,000 runs: each of the 6 orders of three equals, after the better one"""
-    hosts = [
-        MxHost(Domain(name), preference) for name, preference in (("b", 20), ("a", 10), ("c", 20), ("d", 20))
-    ]
+    hosts = [MxHost(Domain(name), preference) for name, preference in (("b", 20), ("a", 10), ("c", 20), ("d", 20))]
     random = Random(5321)
     orders = Counter(tuple(host.name for host in shuffled(hosts, random)) for _ in range(10_000))
     assert len(orders) == 6
@@ -153,9 +151,7 @@ async def test_mx_10_the_root_among_other_hosts_is_ignored() -> None:
     assert (await destination(zone)).hosts == (MxHost(MX1, 10),)
 
 
-@pytest.mark.parametrize(
-    "nodes", [{}, {"example.org": Node(mx=["0 ."])}, {"example.org": Node(mx=["10 192.0.2.1"])}]
-)
+@pytest.mark.parametrize("nodes", [{}, {"example.org": Node(mx=["0 ."])}, {"example.org": Node(mx=["10 192.0.2.1"])}])
 async def test_permanent_verdicts_need_a_confirmed_resolver(nodes: dict[str, Node]) -> None:
     zone = Zone(nodes, confirmed=False)
     found = await no_destination(zone)
@@ -259,9 +255,7 @@ async def test_dane_09_insecure_addresses_of_an_alias_ask_for_the_alias_itself(a
 async def test_dane_09_no_cname_query_for_a_host_that_is_no_alias_or_without_dnssec() -> None:
     zone = Zone({MX1: Node(a=["192.0.2.1"])}, security=INSECURE)
     assert (await addresses(zone)).alias_security is None
-    zone = Zone(
-        {MX1: Node(cname="host.example"), "host.example": Node(a=["192.0.2.1"])}, validation=Validation.OFF
-    )
+    zone = Zone({MX1: Node(cname="host.example"), "host.example": Node(a=["192.0.2.1"])}, validation=Validation.OFF)
     assert (await addresses(zone)).alias_security is INSECURE
     assert zone.asked_for(RdType.CNAME) == []
 

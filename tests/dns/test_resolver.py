@@ -270,9 +270,7 @@ async def test_records_of_each_type() -> None:
             MxRecord(5, None),
             MxRecord(6, None),
         )
-    async with running(
-        always('example.org. 9 IN TXT "v=STSv1; " "id=1;"', 'example.org. 9 IN TXT "x"')
-    ) as bench:
+    async with running(always('example.org. 9 IN TXT "v=STSv1; " "id=1;"', 'example.org. 9 IN TXT "x"')) as bench:
         got = found(await bench.resolver.lookup(Domain("example.org"), RdType.TXT))
         assert got.records == (b"v=STSv1; id=1;", b"x")
     async with running(
@@ -289,9 +287,7 @@ ALIAS = ("mx1.example.org. 60 IN CNAME B.example.", "b.example. 30 IN CNAME c.ex
 
 
 async def test_dane_08_an_alias_chain_is_followed_in_the_answer(autojump_clock: trio.abc.Clock) -> None:
-    async with running(
-        always("c.example. 300 IN A 192.0.2.9", *ALIAS, "other.example. 1 IN A 192.0.2.8")
-    ) as bench:
+    async with running(always("c.example. 300 IN A 192.0.2.9", *ALIAS, "other.example. 1 IN A 192.0.2.8")) as bench:
         got = found(await bench.a())
         assert got.records == (ip_address("192.0.2.9"),)
         assert (got.name, got.canonical) == (NAME, "c.example")
@@ -352,9 +348,7 @@ async def test_dane_08_a_chain_handed_out_link_by_link_is_bounded() -> None:
 
 
 async def test_an_alias_of_no_host_name_is_malformed() -> None:
-    async with running(
-        always("mx1.example.org. 9 IN CNAME a/b.example.", "a/b.example. 9 IN A 192.0.2.1")
-    ) as bench:
+    async with running(always("mx1.example.org. 9 IN CNAME a/b.example.", "a/b.example. 9 IN A 192.0.2.1")) as bench:
         assert failed(await bench.a()).kind is FailureKind.MALFORMED
 
 
@@ -512,9 +506,7 @@ def test_dane_02_whose_ad_bit_is_believed(address: str, expected: bool) -> None:
 
 def test_dane_02_one_untrusted_resolver_spoils_the_list() -> None:
     resolvers = (ResolverAddress(LOOPBACK), ResolverAddress(ip_address("192.0.2.53")))
-    resolver = Resolver(
-        ResolverSettings(resolvers), SYSTEM_CLOCK, print, lambda: Validation.TRUSTED, confirmed=bool
-    )
+    resolver = Resolver(ResolverSettings(resolvers), SYSTEM_CLOCK, print, lambda: Validation.TRUSTED, confirmed=bool)
     assert resolver.validation is Validation.OFF
     assert not resolver.permanent_answers_confirmed()
 
@@ -639,9 +631,7 @@ async def test_dane_02_dns_over_tls_with_a_verified_name(authority: trustme.CA, 
         assert bench.servers[0].connections == 1  # kept for the second query
 
 
-async def test_dane_02_dns_over_tls_with_another_name_or_authority(
-    authority: trustme.CA, tmp_path: Path
-) -> None:
+async def test_dane_02_dns_over_tls_with_another_name_or_authority(authority: trustme.CA, tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     context = server_context(authority)

@@ -49,9 +49,7 @@ async def test_dane_10_addresses_are_asked_before_tlsa() -> None:
 
 
 async def test_dane_11_an_insecure_host_is_never_asked_for_tlsa() -> None:
-    zone = Zone(
-        {MX1: Node(a=["192.0.2.1"], security=INSECURE), f"_25._tcp.{MX1}": Node(fail=FailureKind.TIMEOUT)}
-    )
+    zone = Zone({MX1: Node(a=["192.0.2.1"], security=INSECURE), f"_25._tcp.{MX1}": Node(fail=FailureKind.TIMEOUT)})
     assert await tlsa(zone) == NoTlsa()
     assert zone.asked_for(RdType.TLSA) == []
 
@@ -65,9 +63,7 @@ async def test_dane_03_dane_07_any_failure_of_the_tlsa_lookup_is_a_failure(kind:
 
 
 @pytest.mark.parametrize("security", [SECURE, INSECURE])
-@pytest.mark.parametrize(
-    "nodes", [{}, {"_tcp.mx1.example.org": Node()}, {"_25._tcp.mx1.example.org": Node()}]
-)
+@pytest.mark.parametrize("nodes", [{}, {"_tcp.mx1.example.org": Node()}, {"_25._tcp.mx1.example.org": Node()}])
 async def test_dane_04_absence_is_an_answer(nodes: dict[str, Node], security: Security) -> None:
     nodes = {name: Node(security=security) for name in nodes}
     assert await tlsa(Zone({MX1: HOST, **nodes})) == NoTlsa()
@@ -138,9 +134,7 @@ async def test_dane_17_the_port_really_used() -> None:
 
 
 async def test_dane_18_an_alias_at_the_tlsa_owner_keeps_the_base_domain() -> None:
-    zone = Zone(
-        {MX1: HOST, f"_25._tcp.{MX1}": Node(cname="tlsa201._dane.example"), "tlsa201._dane.example": TLSA}
-    )
+    zone = Zone({MX1: HOST, f"_25._tcp.{MX1}": Node(cname="tlsa201._dane.example"), "tlsa201._dane.example": TLSA})
     assert await tlsa(zone) == TlsaFound(MX1, (RECORD,))
 
 
@@ -191,9 +185,7 @@ async def test_a_host_name_too_long_for_a_tlsa_owner_has_no_tlsa() -> None:
 
 async def test_a_cold_dane_domain_takes_three_round_trips(autojump_clock: trio.abc.Clock) -> None:
     """DESIGN §5"""
-    zone = Zone(
-        {"example.org": Node(mx=["10 " + MX1]), MX1: HOST, f"_25._tcp.{MX1}": TLSA}, latency_seconds=1.0
-    )
+    zone = Zone({"example.org": Node(mx=["10 " + MX1]), MX1: HOST, f"_25._tcp.{MX1}": TLSA}, latency_seconds=1.0)
     started = trio.current_time()
     assert isinstance(await find_destination(zone, Domain("example.org")), Destination)
     assert isinstance(await tlsa(zone), TlsaFound)

@@ -268,9 +268,9 @@ def _dns(lab: Lab, published: dict[str, Credential]) -> None:
         f'database:\n    storage: "{run_dir}"\n    kasp-db: "keys"\n    journal-db: "journal"\n    timer-db: "timers"',
         "log:\n  - target: stderr\n    any: info",
         "policy:\n  - id: lab\n    algorithm: ecdsap256sha256\n    single-type-signing: on\n    manual: on",
-        f'template:\n  - id: default\n    storage: "{zones}"\n    zonefile-sync: -1\n    zonefile-load: whole'
-        f"\n    journal-content: none\n  - id: signed\n    storage: \"{zones}\"\n    zonefile-sync: -1"
-        "\n    zonefile-load: whole\n    dnssec-signing: on\n    dnssec-policy: lab",
+        f'template:\n  - id: default\n    storage: "{zones}"\n    zonefile-sync: -1\n    zonefile-load: whole',
+        f'    journal-content: none\n  - id: signed\n    storage: "{zones}"\n    zonefile-sync: -1',
+        "    zonefile-load: whole\n    dnssec-signing: on\n    dnssec-policy: lab",
         "zone:",
     ]
     text += [f'  - domain: "{zone}"\n    template: signed\n    file: "{zone}zone"' for zone in signed]

@@ -5,7 +5,7 @@ import smtplib
 
 import pytest
 
-from tests.interop.lab import BY_SMTP, MANY, SUBMISSION, VERIFIED, Lab, wait_for
+from tests.interop.lab import BY_SMTP, MANY, SUBMISSION, VERIFIED, Lab, run, wait_for
 
 
 def message(marker: str, lines: int = 20) -> bytes:
@@ -72,8 +72,6 @@ def test_address_verification_gets_the_truth(lab: Lab) -> None:
 
 @pytest.mark.parametrize("limit", [1, 50])
 def test_fifty_recipients_in_twenty_domains(lab: Lab, limit: int) -> None:
-    from tests.interop.lab import run  # noqa: PLC0415
-
     marker = f"fan-out-{limit}"
     run("postconf", "-c", lab.sender.config, "-e", f"smtpguard_destination_recipient_limit={limit}")
     run("postfix", "-c", lab.sender.config, "reload")

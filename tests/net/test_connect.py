@@ -116,9 +116,7 @@ def listening(family: int = socket.AF_INET, backlog: int = 5) -> Iterator[socket
 async def test_connect_gives_a_wire(mapped: bool) -> None:
     with listening() as listener:
         address = ip_address("::ffff:127.0.0.1") if mapped else LOOPBACK
-        wire = await connect(
-            address, listener.getsockname()[1], source=ip_address("127.0.0.2"), clock=test_clock()
-        )
+        wire = await connect(address, listener.getsockname()[1], source=ip_address("127.0.0.2"), clock=test_clock())
         assert isinstance(wire, Wire)
         accepted, (host, _port) = listener.accept()
         with accepted:

@@ -281,9 +281,7 @@ async def test_a_flood_does_not_outlive_an_interrupt(pair: tuple[Wire, Wire]) ->
 
 
 @pytest.mark.parametrize("fault", [Fault.CANCEL, Fault.INTERRUPT])
-async def test_a_send_that_was_cancelled_or_interrupted_breaks_the_wire(
-    pair: tuple[Wire, Wire], fault: Fault
-) -> None:
+async def test_a_send_that_was_cancelled_or_interrupted_breaks_the_wire(pair: tuple[Wire, Wire], fault: Fault) -> None:
     client, _ = pair
     await filled(client)
     harness = NthWait(fault, 1)
@@ -374,9 +372,7 @@ async def test_linger_discards_what_the_peer_still_sends_so_that_it_can_read_the
         client.close()
 
 
-async def test_linger_ends_after_two_seconds(
-    pair: tuple[Wire, Wire], autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_linger_ends_after_two_seconds(pair: tuple[Wire, Wire], autojump_clock: trio.testing.MockClock) -> None:
     client, server = pair
     began = trio.current_time()
     await server.linger()
@@ -485,9 +481,7 @@ async def test_start_tls_gives_the_outcome_and_sends_the_sni(version: int) -> No
                 await server.start_tls(server_context(version), server_side=True)
 
             nursery.start_soon(serve)
-            outcome = await client.start_tls(
-                client_context(version), server_side=False, sni=Domain("mx1.example.org")
-            )
+            outcome = await client.start_tls(client_context(version), server_side=False, sni=Domain("mx1.example.org"))
         assert outcome.starttls is StartTls.ESTABLISHED
         assert client.is_tls
         assert server.tls is not None
@@ -502,9 +496,7 @@ async def test_stls07_octets_behind_starttls_cannot_be_read_under_tls(injecting:
     with wires() as (client, server):
         attacker, victim = (client, server) if injecting == "client" else (server, client)
         await attacker.send(b"RCPT TO:<mallory@example.org>\r\n250 2.1.5 Ok\r\n")
-        context = (
-            server_context(SSL.TLS1_3_VERSION) if victim is server else client_context(SSL.TLS1_3_VERSION)
-        )
+        context = server_context(SSL.TLS1_3_VERSION) if victim is server else client_context(SSL.TLS1_3_VERSION)
         with pytest.raises(HandshakeFailed) as caught:
             await victim.start_tls(context, server_side=victim is server)
         assert caught.value.outcome.starttls is StartTls.FAILED

@@ -54,8 +54,7 @@ class _Authority:
     def chain(self, *names: str, **more) -> CertChain:
         leaf = self.ca.issue_cert(*names, **more)
         return chain_of(
-            x509.load_pem_x509_certificate(pem.bytes()).public_bytes(Encoding.DER)
-            for pem in leaf.cert_chain_pems
+            x509.load_pem_x509_certificate(pem.bytes()).public_bytes(Encoding.DER) for pem in leaf.cert_chain_pems
         )
 
 
@@ -196,10 +195,7 @@ def test_pf_14_the_rules_own_ca_file_replaces_the_roots(ours, theirs):
     stores = {None: ours.roots, theirs.path: theirs.roots}
     requirement = _required(FACTS, rule)
     assert _code(judge(requirement, _shown(theirs.chain(MX)), NOW, stores.__getitem__)) is None
-    assert (
-        _code(judge(requirement, _shown(ours.chain(MX)), NOW, stores.__getitem__))
-        is ReasonCode.PKIX_UNTRUSTED
-    )
+    assert _code(judge(requirement, _shown(ours.chain(MX)), NOW, stores.__getitem__)) is ReasonCode.PKIX_UNTRUSTED
 
 
 def test_pf_09_fingerprint_of_certificate_or_key(ours, theirs, good):
@@ -222,9 +218,7 @@ def _tlsa(usage: int, der: bytes) -> UsableTlsa:
 
 def test_dane_19_30_an_ee_match_asks_for_nothing_else(ours, theirs):
     """DANE-19, DANE-30."""
-    chain = theirs.chain(
-        "wrong.example", not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=1)
-    )
+    chain = theirs.chain("wrong.example", not_before=NOW - timedelta(days=9), not_after=NOW - timedelta(days=1))
     requirement = _required(replace(FACTS, dane=_tlsa(3, chain.leaf.der)))
     assert _judged(requirement, _shown(chain), ours) == Deliver(Authentication.DANE, encrypted=True)
 

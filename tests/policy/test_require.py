@@ -72,9 +72,7 @@ def _rule(level: Level, **more: object) -> Rule:
         (LOST, ReasonCode.DNSSEC_LOST, ResultType.DNSSEC_INVALID),
     ],
 )
-@pytest.mark.parametrize(
-    "level", [Level.AUTO, Level.DANE, Level.DANE_ONLY, Level.MAY, Level.ENCRYPT, Level.NONE]
-)
+@pytest.mark.parametrize("level", [Level.AUTO, Level.DANE, Level.DANE_ONLY, Level.MAY, Level.ENCRYPT, Level.NONE])
 def test_pol_02_a_failed_tlsa_lookup_takes_the_host_out(level, failed, code, result_type, sts):
     """POL-02, DANE-07, RM-07, RM-08: MTA-STS does not rescue it, and is not waited for."""
     answer = require(applied(_rule(level)), replace(FACTS, dane=failed, sts=sts), TODAY)
@@ -215,11 +213,7 @@ def test_unknown_facts_are_awaited():
 
 
 def _ids(**more: object) -> list[str]:
-    return [
-        i.domain
-        for i in _asked(require(AUTO, replace(FACTS, **more), TODAY)).match_ids
-        if isinstance(i, DnsId)
-    ]
+    return [i.domain for i in _asked(require(AUTO, replace(FACTS, **more), TODAY)).match_ids if isinstance(i, DnsId)]
 
 
 def test_dane_31_32_secure_mx():
@@ -250,9 +244,7 @@ def test_dane_29_sni_is_the_base_domain_also_where_the_host_is_an_alias():
 
 
 def test_a_host_that_a_route_names_is_as_good_as_signed():
-    asked = _asked(
-        require(AUTO, replace(INSECURE_MX, bracketed=True, next_hop_domain=MX, dane=USABLE), TODAY)
-    )
+    asked = _asked(require(AUTO, replace(INSECURE_MX, bracketed=True, next_hop_domain=MX, dane=USABLE), TODAY))
     assert (asked.policy, asked.match_ids) == ("dane", (DnsId(MX),))
 
 
@@ -460,9 +452,7 @@ def test_an_expired_rule_that_strengthens_stays_and_warns():
 
 
 def test_an_expired_rule_does_not_lower_the_tls_version():
-    rules = applied(
-        _rule(Level.ENCRYPT, expires=YESTERDAY), Rule("*", Level.ENCRYPT, min_tls=TlsVersion.TLS_1_3)
-    )
+    rules = applied(_rule(Level.ENCRYPT, expires=YESTERDAY), Rule("*", Level.ENCRYPT, min_tls=TlsVersion.TLS_1_3))
     assert _asked(require(rules, FACTS, TODAY)).tls_floor is TlsVersion.TLS_1_3
 
 

@@ -43,9 +43,7 @@ def test_pf_01_keys_are_the_next_hop_verbatim():
 
 def test_pf_02_longest_parent_for_plain_domains_only():
     """PF-02: `.parent` is tried upward; not for bracketed keys, keys with a port or the domain itself."""
-    rules = RuleSet(
-        (Rule(".example.org", Level.MAY), Rule(".b.example.org", Level.ENCRYPT), Rule("*", Level.AUTO))
-    )
+    rules = RuleSet((Rule(".example.org", Level.MAY), Rule(".b.example.org", Level.ENCRYPT), Rule("*", Level.AUTO)))
     assert _first(rules, "a.b.example.org") == ".b.example.org"
     assert _first(rules, "x.a.b.example.org") == ".b.example.org"
     assert _first(rules, "b.example.org") == ".example.org"

@@ -1,4 +1,4 @@
-"""CONFORMANCE §D3: faults on the way, and what the MTA and the next hop see of them (AF-34..AF-49, AF-57, INV-01..03)."""
+"""CONFORMANCE §D3: faults on the way, what the MTA and the next hop see of them (AF-34..49, AF-57, INV-01..03)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +199,7 @@ async def test_abuse_never_ends_the_session(tmp_path: Path, line: bytes, code: i
 async def test_over_long_text_line(tmp_path: Path, protocol: str) -> None:
     """AF-44, OUT-31: the host gets no dot, the session stays in step."""
     async with open_rig(tmp_path, [A]) as rig:
-        sent = await rig.send("x@a.example", protocol=protocol, content=b"Subject: x\r\n\r\n" + b"x" * 100_000 + b"\r\n")
+        sent = await rig.send("x@a.example", protocol=protocol, content=b"S: x\r\n\r\n" + b"x" * 100_000 + b"\r\n")
         assert "554 5.6.0 [message/line-too-long]" in str(sent.ends[0])
         assert not rig.internet.hosts["a.example"].mx.messages
         assert [event.kind for event in rig.of(Violation)] == ["line_too_long"]

@@ -88,7 +88,7 @@ async def test_one_gibibyte_to_ten_next_hops(tmp_path: Path) -> None:
             )
         try:
             with trio.fail_after(20):
-                while not socket_path.exists():  # noqa: ASYNC110  -- another process: nothing to wait on
+                while not socket_path.exists():
                     await trio.sleep(0.05)
             with trio.fail_after(600):
                 grown = await send_big(str(socket_path), process.pid)

@@ -59,9 +59,7 @@ def reference(octets: bytes, mode: BareNewlines) -> tuple[bytes, bytes, int] | N
 
 
 def stuff(content: bytes) -> bytes:
-    return b"".join(
-        b"." + line if line.startswith(b".") else line for line in re.split(rb"(?<=\r\n)", content)
-    )
+    return b"".join(b"." + line if line.startswith(b".") else line for line in re.split(rb"(?<=\r\n)", content))
 
 
 # ---- the end of data
@@ -187,9 +185,7 @@ def test_data_03_normalize_goes_back_to_spans_after_a_bad_chunk() -> None:
 # ---- content
 
 _pieces = st.lists(
-    st.sampled_from(
-        [b"\r\n", b"\r", b"\n", b".", b"..", b"\0", b"a", b"\xe9", b"Received:", END, b"\r\n.", b"\r\r\n"]
-    ),
+    st.sampled_from([b"\r\n", b"\r", b"\n", b".", b"..", b"\0", b"a", b"\xe9", b"Received:", END, b"\r\n.", b"\r\r\n"]),
     max_size=24,
 ).map(b"".join)
 
@@ -198,9 +194,7 @@ _pieces = st.lists(
 @example(b"\r\r\n.\r\nX", [], REJECT)
 @example(b"\r\n.\r\r\n.", [1, 1, 1, 1], NORMALIZE)
 @settings(max_examples=400, deadline=None)
-def test_data_04_differential_against_unstuff_and_stuff(
-    octets: bytes, sizes: list[int], mode: BareNewlines
-) -> None:
+def test_data_04_differential_against_unstuff_and_stuff(octets: bytes, sizes: list[int], mode: BareNewlines) -> None:
     """DATA-04, DATA-08: random splits agree with a reader that works octet by octet on the whole input."""
     octets += b"x" + END + b"NOOP\r\n"
     cuts = [0]

@@ -309,9 +309,7 @@ def test_dsn_is_stripped_where_hidden() -> None:
         ("DSN", 1001, ()),
     ],
 )
-def test_size_is_checked_against_the_next_hop(
-    line: str, size: int, expected: tuple[bytes, ...] | ReasonCode
-) -> None:
+def test_size_is_checked_against_the_next_hop(line: str, size: int, expected: tuple[bytes, ...] | ReasonCode) -> None:
     """EXT-02: limit minus one, the limit, plus one."""
     assert forward_mail(mail(f"SIZE={size}"), offered(line), dsn_hide=False) == expected
 

@@ -95,10 +95,7 @@ def test_another_code_takes_the_status_along() -> None:
 
 def test_relayed_octets_are_kept_but_no_control_octet() -> None:
     """SMTP-13: UTF-8 of an SMTPUTF8 host passes, what could break the line does not."""
-    assert (
-        Reply(250, ("grüße\t".encode() + b"\x07\r\n\0\x7f",)).encode()
-        == "250 grüße\t".encode() + b"?????\r\n"
-    )
+    assert Reply(250, ("grüße\t".encode() + b"\x07\r\n\0\x7f",)).encode() == "250 grüße\t".encode() + b"?????\r\n"
 
 
 def test_long_lines_are_folded_with_their_status() -> None:
@@ -129,9 +126,7 @@ def test_the_detail_is_cut_and_the_id_stays() -> None:
 
 
 def test_a_reason_without_subject_or_id() -> None:
-    assert (
-        reply_of(Reason(ReasonCode.INTERNAL, ""), "").encode() == b"451 4.3.0 [internal] internal error\r\n"
-    )
+    assert reply_of(Reason(ReasonCode.INTERNAL, ""), "").encode() == b"451 4.3.0 [internal] internal error\r\n"
 
 
 @pytest.mark.parametrize("code", list(ReasonCode))

@@ -241,9 +241,7 @@ def test_parameters_are_judged() -> None:
     server = dialogue()
     run(server, b"EHLO x\r\n")
     assert codes(run(server, b"MAIL FROM:<> FOO=1\r\n")) == ["555 5.5.4"]
-    group = (
-        "MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<ü@b.example>\r\nRSET\r\nMAIL FROM:<>\r\nRCPT TO:<ü@b.example>\r\n"
-    )
+    group = "MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<ü@b.example>\r\nRSET\r\nMAIL FROM:<>\r\nRCPT TO:<ü@b.example>\r\n"
     assert codes(run(server, group.encode())) == ["250 2.1.0"] * 2 + ["250 2.0.0", "250 2.1.0", "553 5.6.7"]
 
 

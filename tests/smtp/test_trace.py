@@ -126,9 +126,7 @@ def test_trc_04_no_clause_without_tls_or_for_a_suite_without_iana_name(tls: str)
 
 
 @given(name=st.binary(max_size=600), recipient=st.text(max_size=600) | st.none(), utf8=st.booleans())
-def test_trc_05_what_the_client_says_adds_no_line_and_no_clause(
-    name: bytes, recipient: str | None, utf8: bool
-) -> None:
+def test_trc_05_what_the_client_says_adds_no_line_and_no_clause(name: bytes, recipient: str | None, utf8: bool) -> None:
     """TRC-05: whatever the EHLO name, it is one word; the field is one field."""
     written = line(from_name=name, for_=recipient, with_="UTF8SMTP" if utf8 else "ESMTP")
     lines = written.decode().split("\r\n")

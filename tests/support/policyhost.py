@@ -85,7 +85,7 @@ class PolicyHost:
 
 
 def https_client(
-    host: PolicyHost, zone: Zone, root: Issued, directory: Path, clock: Clock, **limits: float | int
+    host: PolicyHost, zone: Zone, root: Issued, directory: Path, clock: Clock, **limits: float
 ) -> HttpsClient:
     """A client whose every address leads to `host`, except 192.0.2.0/24, where nobody answers."""
     anchors = directory / "roots.pem"

@@ -47,9 +47,7 @@ class Rig:
         """One message from a fresh connection."""
         client = await self.client(protocol)
         try:
-            return await client.send(
-                "sender@sender.example", recipients, content, lmtp=protocol == "lmtp"
-            )
+            return await client.send("sender@sender.example", recipients, content, lmtp=protocol == "lmtp")
         finally:
             await client.quit()
 

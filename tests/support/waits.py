@@ -125,9 +125,7 @@ async def at_every_wait(
     raise AssertionError(f"the story has more than {MOST_WAITS} waits")
 
 
-async def _run(
-    story: Callable[[], Awaitable[object]], harness: NthWait, allowed: tuple[type[Exception], ...]
-) -> None:
+async def _run(story: Callable[[], Awaitable[object]], harness: NthWait, allowed: tuple[type[Exception], ...]) -> None:
     with harness.installed():
         try:
             await story()
