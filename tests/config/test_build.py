@@ -73,6 +73,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_listener_errors(tmp_path: Path, change: str, error: str) -> None:
+    """LMTP-03 and DESIGN §6 "Who may use us"."""
     found = errors(tmp_path, MINIMAL.replace('bind = ["127.0.0.1:10027"]', change))
     assert any(error in line and "[listener 1]" in line for line in found), found
 

@@ -24,6 +24,7 @@ def below_trace(octets: bytes) -> bytes:
 @pytest.mark.parametrize("port", [SUBMISSION, BY_SMTP], ids=["lmtp", "smtp"])
 @pytest.mark.parametrize("domain", ["dane.test", "sts.test", "plain.test"])
 def test_delivered_octet_for_octet(lab: Lab, domain: str, port: int) -> None:
+    """INV-09, SMTP-27: below the trace lines nothing is changed."""
     marker = f"marker-{domain}-{port}"
     sent = message(marker)
     lab.send(f"user1@{domain}", content=sent, port=port)

@@ -170,6 +170,7 @@ async def check(directory: Path, policy: str, prepare: Prepare, expected: str) -
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("attack", [name for name in ATTACKS if name != "AF-09 injected"])
 async def test_attack(tmp_path: Path, attack: str, policy: str) -> None:
+    """STLS-12, STLS-13, STLS-14; OUT-10, OUT-11, OUT-12, OUT-16, OUT-17; INV-04."""
     prepare, expected = ATTACKS[attack]
     await check(tmp_path, policy, prepare, expected[policy])
 
@@ -204,7 +205,7 @@ def prepare_old(internet: Internet) -> None:
     ],
 )
 async def test_forged_mx(tmp_path: Path, policy: str, expected: str) -> None:
-    """AF-08: the attacker names his own MX, with a valid certificate for it."""
+    """AF-08, OUT-04, OUT-15: the attacker names his own MX, with a valid certificate for it."""
     async with open_rig(tmp_path, [Site(DOMAIN, POLICIES[policy])]) as rig:
         await rig.internet.attack(DOMAIN, Attack.FORGE_MX)
         sent = await rig.send(f"a@{DOMAIN}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from smtpguard.events import Delivered, HostSkipped, InternalError, StsEvent
+from smtpguard.events import Delivered, HostSkipped, InternalError, PolicyObserved, RuleWarning, StsEvent
 from smtpguard.mtasts.store import Store
 from smtpguard.sandbox.certificates import tlsa
 from smtpguard.sandbox.dns import Fault, Security
@@ -71,7 +71,7 @@ async def test_bogus_tlsa_skips_the_host(tmp_path: Path) -> None:
 
 
 async def test_sts_does_not_rescue_a_bogus_tlsa(tmp_path: Path) -> None:
-    """AF-14, DANE-39, STS-36: a valid certificate and an enforce policy change nothing."""
+    """AF-14, DANE-39, STS-36, OUT-13: a valid certificate and an enforce policy change nothing."""
     async with open_rig(tmp_path, [Site(D, Publication.DANE_AND_STS)]) as rig:
         await rig.internet.attack(D, Attack.BOGUS_TLSA)
         assert "451 4.7.5 [dane/tlsa-bogus] mx.victim.example" in await outcome(rig)
@@ -96,7 +96,7 @@ async def test_unsigned_host_is_not_asked_for_tlsa(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.DROP])
 async def test_mx_lookup_fails(tmp_path: Path, fault: Fault) -> None:
-    """AF-17, DANE-05, MX-02."""
+    """AF-17, DANE-05, MX-02, OUT-04."""
     async with open_rig(tmp_path, [Site(D, Publication.NOTHING)]) as rig:
         rig.internet.names.fail(D, fault, "MX")
         assert f"451 4.4.3 [dns/failure] {D}" in await outcome(rig)
@@ -205,7 +205,7 @@ async def test_unusable_policy_files(tmp_path: Path, change: dict[str, object], 
 
 
 async def test_first_mx_not_listed(tmp_path: Path) -> None:
-    """AF-29, STS-28, STS-32: it is skipped like a dead one; the listed MX delivers."""
+    """AF-29, STS-28, STS-32, RM-13, OUT-15: it is skipped like a dead one; the listed MX delivers."""
     async with open_rig(tmp_path, [Site(D, Publication.STS_ENFORCE)]) as rig:
         await rig.internet.add_mx(D, f"mx2.{D}")
         rig.internet.publish_policy(D, Page(policy_text("enforce", f"mx2.{D}")), policy_id="2")
@@ -213,6 +213,51 @@ async def test_first_mx_not_listed(tmp_path: Path) -> None:
         (skipped,) = rig.of(HostSkipped)
         assert (skipped.mx, skipped.reason, skipped.result_type) == (MX, "sts/mx", "validation-failure")
         assert not rig.internet.hosts[D].mx.sessions
+
+
+@pytest.mark.parametrize(
+    ("name", "delivers"), [(f"mail.{D}", True), (D, False), (f"a.b.{D}", False)], ids=["one label", "none", "two"]
+)
+async def test_wildcard_pattern(tmp_path: Path, name: str, delivers: bool) -> None:
+    """AF-30, STS-23: `*` is exactly one label."""
+    async with open_rig(tmp_path, [Site(D, Publication.STS_ENFORCE)]) as rig:
+        host = rig.internet.hosts[D]
+        rig.internet.publish_policy(D, Page(policy_text("enforce", f"*.{D}")), policy_id="2")
+        rig.internet.names.put(D, "MX", f"10 {name}.", ttl=0)
+        rig.internet.names.put(name, "A", host.address, ttl=0)
+        host.mx.credential = rig.internet.certificates.leaf(rig.internet.public_authority, [name])
+        result = await outcome(rig)
+        assert result == "delivered" if delivers else f"451 4.7.5 [sts/mx] {name}" in result
+
+
+async def test_dane_only(tmp_path: Path) -> None:
+    """OUT-14, RM-09, DANE-40, POL-11: DANE is demanded by a rule, and there is none."""
+    rule = f'[[policy]]\ndomain = "{D}"\nlevel = "dane-only"\n'
+    async with open_rig(tmp_path, [Site(D, Publication.NOTHING)], extra=rule) as rig:
+        result = await outcome(rig)
+        assert result.startswith("451 4.7.5 [dane/")
+        assert rig.of(HostSkipped)[0].result_type == "dane-required"
+        assert not rig.internet.hosts[D].mx.sessions
+
+
+async def test_shadow_rule_changes_no_reply(tmp_path: Path) -> None:
+    """DESIGN §6: a shadow rule is judged and recorded, the mail goes as without it."""
+    rule = f'[[policy]]\ndomain = "{D}"\nlevel = "secure"\nmode = "shadow"\n'
+    async with open_rig(tmp_path, [Site(D, Publication.NOTHING)], extra=rule) as rig:
+        assert await outcome(rig) == "delivered"
+        (observed,) = rig.of(PolicyObserved)
+        assert (observed.kind, observed.would) == ("shadow", "refuse")
+
+
+async def test_weaker_rule_is_not_applied_without_override(tmp_path: Path) -> None:
+    """POL-01, DANE-41: it warns; with override it is applied, and that is recorded."""
+    rule = f'[[policy]]\ndomain = "{D}"\nlevel = "may"\n'
+    for extra, delivers in ((rule, False), (rule + "override = true\n", True)):
+        async with open_rig(tmp_path, [Site(D, Publication.DANE_EE)], extra=extra) as rig:
+            await rig.internet.attack(D, Attack.SWAP_CERTIFICATE)
+            result = await outcome(rig)
+            assert (result == "delivered") is delivers, result
+            assert [warning.kind for warning in rig.of(RuleWarning)] == ["override" if delivers else "weaker"]
 
 
 async def test_mode_none_ends_enforcement(tmp_path: Path) -> None:

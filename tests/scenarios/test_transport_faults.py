@@ -45,7 +45,7 @@ async def test_all_refuse_tcp(tmp_path: Path, protocol: str) -> None:
 
 
 async def test_a_later_5xx_never_bounces_what_was_greylisted(tmp_path: Path, protocol: str) -> None:
-    """AF-34, MX-13: the 450 of the first host is the answer."""
+    """AF-34, MX-13, INV-08: the 450 of the first host is the answer."""
     async with open_rig(tmp_path, [A]) as rig:
         second = await rig.internet.add_mx("a.example", "mx2.a.example")
         behave(rig, "a.example", rcpt="450 4.2.0 greylisted")
@@ -67,7 +67,7 @@ async def test_mail_refused_answers_each_rcpt(tmp_path: Path, protocol: str) -> 
 
 
 async def test_lost_after_the_dot(tmp_path: Path, protocol: str) -> None:
-    """AF-35, INV-02: never a 2xx, never another try; the event says that nobody knows."""
+    """AF-35, INV-02, OUT-08: never a 2xx, never another try; the event says that nobody knows."""
     async with open_rig(tmp_path, [A]) as rig:
         await rig.internet.add_mx("a.example", "mx2.a.example")
         behave(rig, "a.example", drops=frozenset({Stage.END}))
@@ -148,7 +148,7 @@ async def test_other_next_hop_by_smtp(tmp_path: Path) -> None:
 
 
 async def test_fan_out_by_lmtp(tmp_path: Path) -> None:
-    """AF-40, LMTP-02, LMTP-05, LMTP-06: a reply for each accepted recipient, in order, each from its own host."""
+    """AF-40, LMTP-02, LMTP-05, LMTP-06, INV-09: a reply for each accepted recipient, in order, each from its own host."""
     async with open_rig(tmp_path, [A, B, C]) as rig:
         behave(rig, "b.example", end="452 4.3.1 full")
         behave(rig, "c.example", rcpt_by_address={"bad@c.example": "550 5.1.1 no"})
@@ -244,7 +244,7 @@ async def test_starttls_injection(tmp_path: Path) -> None:
 async def test_protocol_abuse_by_the_host(
     tmp_path: Path, protocol: str, change: dict[str, object], expected: str
 ) -> None:
-    """AF-57, OUT-32, SMTP-14, SMTP-15, CH-20: no content is sent, and the MTA hears why."""
+    """AF-57, OUT-32, SMTP-14, SMTP-15, MX-11, CH-20: no content is sent, and the MTA hears why."""
     async with open_rig(tmp_path, [A]) as rig:
         behave(rig, "a.example", **change)
         sent = await rig.send("x@a.example", protocol=protocol)
@@ -279,6 +279,43 @@ async def test_budget_of_rcpt(tmp_path: Path, protocol: str) -> None:
         assert is_clean(rig)
 
 
+async def test_idle_mta(tmp_path: Path, protocol: str) -> None:
+    """TO-08: 421 4.4.2 and close."""
+    async with open_rig(tmp_path, [A]) as rig:
+        settings = rig.engine.outbound
+        rig.engine.outbound = replace(settings, budgets=replace(settings.budgets, idle=0.1))
+        client = await rig.client(protocol)
+        with trio.fail_after(5):
+            assert str(await client.reply()).startswith("421 4.4.2")
+        client.conversation.close()
+
+
+async def test_drain(tmp_path: Path, protocol: str) -> None:
+    """SMTP-18, DESIGN §6: a running transaction is finished, then the session ends silently between transactions."""
+    async with open_rig(tmp_path, [A]) as rig:
+        client = await rig.client(protocol)
+        await client.command("MAIL FROM:<s@s.example>")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.sessions.drain, 5)
+            await trio.sleep(0.05)
+            assert (await client.command("RCPT TO:<x@a.example>")).code == 250
+            assert (await client.command("DATA")).code == 354
+            await raw(client, MESSAGE + b".\r\n")
+            assert (await client.reply()).code == 250
+            assert await client.conversation.receive() == b""
+        client.conversation.close()
+        assert rig.of(Delivered)
+
+
+async def test_a_refusal_is_not_remembered(tmp_path: Path, protocol: str) -> None:
+    """SMTP-28: what a host said of one message says nothing of the next."""
+    async with open_rig(tmp_path, [A]) as rig:
+        behave(rig, "a.example", mail="550 5.7.1 no")
+        assert not (await rig.send("x@a.example", protocol=protocol)).is_delivered
+        behave(rig, "a.example")
+        assert (await rig.send("x@a.example", protocol=protocol)).is_delivered
+
+
 async def test_budget_of_the_final_reply(tmp_path: Path, protocol: str) -> None:
     """AF-37, TO-07: 451 in time, the late 250 changes nothing."""
     async with open_rig(tmp_path, [A]) as rig:
@@ -305,7 +342,7 @@ async def test_stalled_route_is_dropped(tmp_path: Path) -> None:
 
 
 async def test_extensions_the_host_lacks(tmp_path: Path, protocol: str) -> None:
-    """EXT-03, EXT-04, EXT-12, EXT-25: SMTPUTF8 goes to the host that has it; without any it is 553."""
+    """EXT-04, EXT-25, OUT-30: SMTPUTF8 goes to the host that has it; without any it is 553."""
     async with open_rig(tmp_path, [A]) as rig:
         second = await rig.internet.add_mx("a.example", "mx2.a.example")
         behave(rig, "a.example", extensions=("PIPELINING", "8BITMIME"))
