@@ -1,7 +1,8 @@
 """Writes docs/conformance.md: each clause id, and the test that names it or the reason it is open.
 
-`python tools/conformance.py > docs/conformance.md`.  Ids are found in test names, docstrings and comments, ranges such as
-AF-01..09 and lists such as AF-24, AF-26 included; what no test names must stand in docs/conformance-open.txt with a reason.
+`python tools/conformance.py > docs/conformance.md`.  Ids are found in test names, docstrings and comments, ranges such
+as AF-01..09 and lists such as AF-24, AF-26 included; what no test names must stand in docs/conformance-open.txt with
+a reason.
 """
 
 import re
@@ -15,13 +16,13 @@ FAMILIES = {
 }  # fmt: skip
 _FIRST = re.compile(r"\b(" + "|".join(FAMILIES) + r")-(\d\d)((?:(?:\.\.|, ?|/)\d\d\b)*)")
 _IN_NAME = re.compile(r"_(" + "|".join(FAMILIES).lower() + r")_(\d\d)(?=_|\b)")
-_TEST = re.compile(r"^\s*(?:async )?def (test_\w+)|^class (Test\w+)", re.M)
+_TEST = re.compile(r"^\s*(?:async )?def (test_\w+)|^class (Test\w+)", re.MULTILINE)
 
 HEAD = """# Conformance
 
-Made by `python tools/conformance.py`.  The clauses are those of RFC 5321, 2033, 2920, 3207, 7672, 6698, 7671, 8461, 8460 and
-9525 that a queue-less, TLS-enforcing proxy must keep; `AF` are attack and fault scenarios, `OUT` our own replies, `INV`
-what holds always.  A clause is proven by the tests named, or open for the reason given.
+Made by `python tools/conformance.py`.  The clauses are those of RFC 5321, 2033, 2920, 3207, 7672, 6698, 7671, 8461,
+8460 and 9525 that a queue-less, TLS-enforcing proxy must keep; `AF` are attack and fault scenarios, `OUT` our own
+replies, `INV` what holds always.  A clause is proven by the tests named, or open for the reason given.
 
 | id | proven by, or open because |
 |---|---|

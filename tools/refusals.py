@@ -6,10 +6,10 @@ HEAD = """# Refusals
 
 Made by `python tools/refusals.py` from `smtpguard/reasons.py`.  Every refusal of smtpguard's own reads
 
-    451 4.7.5 [dane/no-match] mx1.example.org[192.0.2.1]:25: no TLSA record matches the certificate; ... (id 3f9q2a01c.7)
+    451 4.7.5 [dane/no-match] mx1.example.org[192.0.2.1]:25: no TLSA record matches the certificate (id 3f9q2a01c.7)
 
-The word in brackets is the token below; `smtpguard explain ID` shows what else was seen.  A reply without a token is the
-mail host's own, relayed with the host, the policy and the id behind it.  A 4xx leaves the mail in the MTA's queue.
+The word in brackets is the token below; `smtpguard explain ID` shows what else was seen.  A reply without a token is
+the mail host's own, relayed with the host, the policy and the id behind it.  A 4xx leaves the mail in the MTA's queue.
 
 | token | reply | means | RFC 8460 result type |
 |---|---|---|---|

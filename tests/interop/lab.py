@@ -9,13 +9,15 @@ Everything is a child process of the tests; nothing outside the lab's directory 
 import http.client
 import os
 import re
+import shlex
 import shutil
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,11 +120,16 @@ class Smtpguard:
     log_path: Path
     process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3."""
+        command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
+        if sockets:
+            moves = " ".join(f"{number}<&{sock.fileno()}" for number, sock in enumerate(sockets, 3))
+            script = f"exec {moves}; export LISTEN_FDS={len(sockets)} LISTEN_PID=$$; exec {shlex.join(command)}"
+            command = ["bash", "-c", script]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)], stdout=log, stderr=log
-            )
+            handed = [sock.fileno() for sock in sockets]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=handed)
         wait_for("smtpguard is ready", self.is_ready)
 
     def is_ready(self) -> bool:

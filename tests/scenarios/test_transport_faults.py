@@ -148,7 +148,7 @@ async def test_other_next_hop_by_smtp(tmp_path: Path) -> None:
 
 
 async def test_fan_out_by_lmtp(tmp_path: Path) -> None:
-    """AF-40, LMTP-02, LMTP-05, LMTP-06, INV-09: a reply for each accepted recipient, in order, each from its own host."""
+    """AF-40, LMTP-02, LMTP-05, LMTP-06, INV-09: a reply for each accepted recipient, in order, from its host."""
     async with open_rig(tmp_path, [A, B, C]) as rig:
         behave(rig, "b.example", end="452 4.3.1 full")
         behave(rig, "c.example", rcpt_by_address={"bad@c.example": "550 5.1.1 no"})
@@ -164,7 +164,7 @@ async def test_fan_out_by_lmtp(tmp_path: Path) -> None:
 
 
 async def test_pipelined_group(tmp_path: Path, protocol: str) -> None:
-    """EXT-01, INV-07: MAIL, RCPT and DATA in one segment, and the next transaction behind the dot (AF-49, DATA-11)."""
+    """EXT-01, INV-07, AF-49, DATA-11: MAIL, RCPT, DATA in one segment, the next transaction behind the dot."""
     async with open_rig(tmp_path, [A]) as rig:
         client = await rig.client(protocol)
         head = b"MAIL FROM:<s@s.example>\r\nRCPT TO:<x@a.example>\r\nDATA\r\n"
