@@ -39,8 +39,12 @@ class Rig:
     async def client(self, protocol: str = "lmtp") -> Client:
         """A connection of the MTA, greeted."""
         client = await Client.connect("127.0.0.1", self.ports[protocol])
-        await client.reply()
-        await client.hello("mta.example", "LHLO" if protocol == "lmtp" else "EHLO")
+        try:
+            await client.reply()
+            await client.hello("mta.example", "LHLO" if protocol == "lmtp" else "EHLO")
+        except BaseException:
+            client.conversation.close()
+            raise
         return client
 
     async def send(self, *recipients: str, protocol: str = "lmtp", content: bytes = MESSAGE) -> Sent:
