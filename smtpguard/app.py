@@ -20,7 +20,7 @@ from smtpguard.admin.server import AdminServer, Status
 from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
 from smtpguard.engine import Engine
-from smtpguard.events import Event, Lifecycle, ListenerBound
+from smtpguard.events import Event, IdentityWarning, Lifecycle, ListenerBound
 from smtpguard.mtasts.store import Store
 from smtpguard.net.listen import (
     InheritedSocket,
@@ -32,6 +32,7 @@ from smtpguard.net.listen import (
 )
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import Endpoint
+from smtpguard.outbound.identity import identity_problems
 from smtpguard.outbound.intake import INTERNAL, Intake
 from smtpguard.telemetry.history import History
 from smtpguard.telemetry.log import LogSink
@@ -90,6 +91,7 @@ class Application:
                     services.start_soon(self._store.run)
                     services.start_soon(self._sessions.run)
                     await services.start(self._engine.run)
+                    services.start_soon(self._check_identities)
                     await self._serve(bound, inherited, signals)
                     services.cancel_scope.cancel()
         finally:
@@ -99,6 +101,11 @@ class Application:
             for _, socks in bound:
                 for sock in socks:
                     sock.close()
+
+    async def _check_identities(self) -> None:
+        for listener in self.settings.listeners:
+            for problem in await identity_problems(self._engine.resolver, listener):
+                self.emit(IdentityWarning(listener=listener.name, detail=problem))
 
     # -- serving
 

@@ -244,6 +244,16 @@ class ListenerBound(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityWarning(Event):
+    """Receiving hosts may distrust the name or address a listener sends from."""
+
+    name: ClassVar[str] = "identity_warning"
+    severity: ClassVar[Severity] = "warning"
+    listener: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptPaused(Event):
     """Accepting paused: no descriptor or session slot is free."""
 

@@ -6,48 +6,20 @@ reply for each accepted recipient), SMTP keeps to the first that accepted (one r
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
 import trio
 
-from smtpguard.events import Delivered, DeliveryRefused, FinalReplyLost
+from smtpguard.events import DeliveryRefused, FinalReplyLost
 from smtpguard.net.wire import Interrupted, Why, WireLost
-from smtpguard.outbound.host import Opened
+from smtpguard.outbound.route import Route, reply_line
 from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
 from smtpguard.outbound.walk import Addressee, Services, Walk
-from smtpguard.policy.engine import auth_label
 from smtpguard.reasons import Reason, ReasonCode, printable
 from smtpguard.smtp.body import TERMINATOR
 from smtpguard.smtp.commands import Mail, Rcpt
 from smtpguard.smtp.framing import RemoteProtocolError
 from smtpguard.smtp.replies import Reply, reply_of
-
-
-@dataclass(slots=True)
-class Route:
-    """The recipients of one next hop, and the host that takes them."""
-
-    walk: Walk
-    addressees: list[Addressee] = field(default_factory=list)
-    final: Reply | None = None
-    broken: Reason | None = None
-    began: float = 0.0
-
-    @property
-    def accepted(self) -> list[Addressee]:
-        return [one for one in self.addressees if one.accepted]
-
-    @property
-    def opened(self) -> Opened:
-        opened = self.walk.opened
-        assert opened is not None
-        return opened
-
-    @property
-    def live(self) -> bool:
-        """The host still takes part: it accepted somebody and nothing has ended it."""
-        return self.walk.opened is not None and self.final is None
 
 
 class Transaction:
@@ -142,7 +114,7 @@ class Transaction:
             for hop in fresh:
                 for addressee in by_hop[hop]:
                     addressee.reply = self._own(ReasonCode.BUSY, hop.key)
-                self._refused(self._route(hop), by_hop[hop], "rcpt")
+                self._route(hop).refused(by_hop[hop], "rcpt")
         walks: list[tuple[Route, list[Addressee], bool]] = []
         for hop, group in by_hop.items():
             if hop not in fresh:
@@ -157,7 +129,7 @@ class Transaction:
                     nursery.start_soon(self._run, route, group, new, deadline)
         for route, group, _ in walks:
             route.addressees.extend(group)
-            self._refused(route, [one for one in group if not one.accepted], "rcpt")
+            route.refused([one for one in group if not one.accepted], "rcpt")
         accepted = {id(one): route for route, group, _ in walks for one in group if one.accepted}
         for group in by_hop.values():
             self._order.extend((accepted[id(one)], one) for one in group if one.accepted)
@@ -237,25 +209,25 @@ class Transaction:
                 if reply.code == 354:
                     return
                 if reply.is_positive:  # a 2xx to DATA is no go-ahead (SMTP-15, OUT-32)
-                    self._break(route, ReasonCode.PROTOCOL_ERROR, f"DATA answered {reply.code}", "data")
+                    route.break_off(ReasonCode.PROTOCOL_ERROR, f"DATA answered {reply.code}", "data")
                     return
                 await self._relay_refusal(route, reply)
                 return
-            self._break(route, ReasonCode.BUDGET, "no reply to DATA", "data")
+            route.break_off(ReasonCode.BUDGET, "no reply to DATA", "data")
         except WireLost as lost:
-            self._break(route, ReasonCode.LOST, printable(str(lost)), "data")
+            route.break_off(ReasonCode.LOST, printable(str(lost)), "data")
         except RemoteProtocolError as error:
-            self._break(route, ReasonCode.PROTOCOL_ERROR, printable(str(error)), "data")
+            route.break_off(ReasonCode.PROTOCOL_ERROR, printable(str(error)), "data")
         except Interrupted:
-            self._break(route, ReasonCode.TIMED_OUT, "", "data")
+            route.break_off(ReasonCode.TIMED_OUT, "", "data")
         finally:
             if not done:
                 opened.link.wire.close()
 
     async def _relay_refusal(self, route: Route, reply: Reply) -> None:
         route.final = route.walk.annotated(reply, route.opened)
-        self._refused(route, route.accepted, "data", relayed=True)
-        await self._release(route, reply)
+        route.refused(route.accepted, "data", relayed=True)
+        await route.release(reply)
 
     async def send(self, spans: Sequence[bytes | memoryview]) -> None:
         """Content to every live route: one streamed pass, nothing kept."""
@@ -274,7 +246,7 @@ class Transaction:
         with trio.move_on_after(self._settings.budgets.stalled_route) as scope:
             await self._send(route, octets)
         if scope.cancelled_caught:
-            self._break(route, ReasonCode.STALLED, "", "content")
+            route.break_off(ReasonCode.STALLED, "", "content")
 
     async def _send(self, route: Route, octets: bytes | memoryview) -> None:
         wire = route.opened.link.wire
@@ -286,14 +258,14 @@ class Transaction:
             said = route.opened.link.late_reply()  # often the 421 or 552 that explains it
             if said is not None and not said.is_positive:
                 route.final = route.walk.annotated(said, route.opened)
-                self._refused(route, route.accepted, "content", relayed=True)
-                self._drop(route)
+                route.refused(route.accepted, "content", relayed=True)
+                route.drop()
             else:
-                self._break(route, ReasonCode.LOST, printable(str(lost)), "content")
+                route.break_off(ReasonCode.LOST, printable(str(lost)), "content")
         except Interrupted as interrupted:
             if interrupted.why is not Why.TIMEOUT:
                 raise
-            self._break(route, ReasonCode.STALLED, "", "content")
+            route.break_off(ReasonCode.STALLED, "", "content")
 
     async def finish(self, fault: ReasonCode | None, octets: int, deadline: float) -> list[Reply]:
         """End of data.  One reply for each accepted recipient in RCPT order (LMTP); their first is SMTP's only one.
@@ -301,7 +273,7 @@ class Transaction:
         `fault`: the content must not be delivered; every host is dropped without a dot."""
         if fault is not None:
             for route in self.live:
-                self._break(route, fault, "", "content")
+                route.break_off(fault, "", "content")
         else:
             await self._each(self.live, lambda route, until: self._finish(route, octets, until), deadline)
         replies = []
@@ -320,22 +292,22 @@ class Transaction:
                 done = True
                 route.final = route.walk.annotated(reply, opened)
                 if reply.is_positive:
-                    self._delivered(route, reply, octets)
-                    self._hand_back(route)
+                    route.delivered(reply, octets)
+                    route.hand_back()
                     return
                 if reply.code == 354:
-                    self._break(route, ReasonCode.PROTOCOL_ERROR, "354 to the end of data", "final", again=True)
+                    route.break_off(ReasonCode.PROTOCOL_ERROR, "354 to the end of data", "final", again=True)
                     return
-                self._refused(route, route.accepted, "final", relayed=True)
-                await self._release(route, reply)
+                route.refused(route.accepted, "final", relayed=True)
+                await route.release(reply)
                 return
-            self._unknown(route, ReasonCode.BUDGET, "no reply to the end of data")
+            route.unknown(ReasonCode.BUDGET, "no reply to the end of data")
         except WireLost as lost:
-            self._unknown(route, ReasonCode.LOST, printable(str(lost)))
+            route.unknown(ReasonCode.LOST, printable(str(lost)))
         except RemoteProtocolError as error:
-            self._unknown(route, ReasonCode.PROTOCOL_ERROR, printable(str(error)))
+            route.unknown(ReasonCode.PROTOCOL_ERROR, printable(str(error)))
         except Interrupted:
-            self._unknown(route, ReasonCode.TIMED_OUT, "")
+            route.unknown(ReasonCode.TIMED_OUT, "")
         finally:
             if not done:
                 opened.link.wire.close()
@@ -369,7 +341,7 @@ class Transaction:
     async def reset(self) -> None:
         """RSET, a new MAIL or a refused DATA: hosts that were told MAIL are told RSET and may serve again."""
         for route in self.live:
-            await self._release(route, None)
+            await route.release(None)
             route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
 
     def close(self) -> None:
@@ -377,122 +349,13 @@ class Transaction:
         for route in self._routes.values():
             if route.live:
                 route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
-                self._drop(route)
-
-    async def _release(self, route: Route, reply: Reply | None) -> None:
-        """The host refused or the MTA gave up; after RSET the connection may serve again."""
-        link = route.opened.link
-        if reply is not None and reply.code == 421:
-            self._drop(route)
-            return
-        clean = False
-        try:
-            with trio.move_on_after(self._settings.budgets.slot):
-                (said,) = await link.exchange([b"RSET"])
-                clean = said.is_positive
-        except (WireLost, RemoteProtocolError, Interrupted):
-            clean = False
-        finally:
-            if not clean:
-                self._drop(route)
-        if clean:
-            self._hand_back(route)
-
-    def _hand_back(self, route: Route) -> None:
-        self._services.slots.connection_ended(route.walk.next_hop.key)
-        self._services.pool.give(route.opened)
-
-    def _drop(self, route: Route) -> None:
-        self._services.slots.connection_ended(route.walk.next_hop.key)
-        route.opened.link.wire.close()
-
-    def _break(self, route: Route, code: ReasonCode, detail: str, stage: str, *, again: bool = False) -> None:
-        """This route ends here with our own reply; its host never sees a dot."""
-        if route.final is not None and not again:
-            return
-        reason = Reason(code, str(route.opened.candidate), detail)
-        route.broken = reason
-        route.final = reply_of(reason, route.walk.id)
-        self._refused(route, route.accepted, stage)
-        self._drop(route)
-
-    def _unknown(self, route: Route, code: ReasonCode, detail: str) -> None:
-        """The dot was sent and no reply came: 4xx, though the host may have taken the message (AF-35, AF-37)."""
-        if route.final is not None:
-            return
-        self._services.emit(
-            FinalReplyLost(
-                id=route.walk.id, domain=route.walk.next_hop.key, mx=route.opened.candidate.host, side="upstream"
-            )
-        )
-        self._break(route, code, detail, "final")
+                route.drop()
 
     def _own(self, code: ReasonCode, subject: str) -> Reply:
         self.decisions += 1
         id_ = f"{self._session}.{self.decisions}"
         reply = reply_of(Reason(code, subject), id_)
         self._services.emit(
-            DeliveryRefused(id=id_, domain=subject, reason=code.token, reply=_line(reply), stage="rcpt")
+            DeliveryRefused(id=id_, domain=subject, reason=code.token, reply=reply_line(reply), stage="rcpt")
         )
         return reply
-
-    def _delivered(self, route: Route, reply: Reply, octets: int) -> None:
-        opened, outcome = route.opened, route.opened.outcome
-        self._services.emit(
-            Delivered(
-                id=route.walk.id,
-                domain=route.walk.next_hop.key,
-                mx=opened.candidate.host,
-                address=str(opened.candidate.address),
-                port=opened.candidate.port,
-                policy=opened.requirement.policy,
-                auth=auth_label(opened.requirement, opened.decision) if outcome.encrypted else "clear",
-                tls_version=outcome.version.value if outcome.version is not None else "",
-                cipher=outcome.cipher,
-                group=outcome.group,
-                recipients=len(route.accepted),
-                octets=octets,
-                seconds=self._services.clock.monotonic() - route.began,
-                reply=_line(reply),
-                why=tuple(route.walk.why),
-            )
-        )
-
-    def _refused(
-        self, route: Route, addressees: Sequence[Addressee], stage: str, *, relayed: bool | None = None
-    ) -> None:
-        """One event for each distinct reply the addressees got."""
-        if not addressees:
-            return
-        counts: dict[Reply, int] = {}
-        for one in addressees:
-            reply = route.final if stage != "rcpt" else one.reply
-            assert reply is not None
-            counts[reply] = counts.get(reply, 0) + 1
-        walk = route.walk
-        opened = walk.opened
-        for reply, count in counts.items():
-            failure = next((one for one in reversed(walk.failures) if one.reply == reply), None)
-            code = route.broken.code if route.broken is not None and stage != "rcpt" else None
-            if code is None and failure is not None:
-                code = failure.code
-            self._services.emit(
-                DeliveryRefused(
-                    id=walk.id,
-                    domain=walk.next_hop.key,
-                    mx=opened.candidate.host if opened else (failure.subject if failure else ""),
-                    address=str(opened.candidate.address) if opened else "",
-                    port=walk.next_hop.port,
-                    policy=walk.policy or (opened.requirement.policy if opened else ""),
-                    reason=code.token if code is not None else "",
-                    reply=_line(reply),
-                    stage=stage,
-                    relayed=relayed if relayed is not None else code is None,
-                    recipients=count,
-                    why=tuple(printable(one.reply.text) for one in walk.failures[-5:]),
-                )
-            )
-
-
-def _line(reply: Reply) -> str:
-    return printable(f"{reply.code} {reply.text}", 300)
