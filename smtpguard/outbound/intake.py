@@ -128,9 +128,11 @@ class _Session:
             return "refused"
         await self._link.greet()
         while True:
-            if self._transaction is None and self._sessions.draining:
+            # A fresh connection is about to bring mail: closing it would cost the MTA a retry, so it is served first.
+            between = self._transaction is None and self._transactions > 0
+            if between and self._sessions.draining:
                 return "shutdown"
-            self._wire.idle = self._transaction is None
+            self._wire.idle = between
             self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
             group = await self._link.next_group()
             self._wire.idle = False

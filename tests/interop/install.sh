@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the real servers of the interop tests from Debian packages.  Root only; nothing is started.
 set -euo pipefail
-packages=(postfix knot knot-dnsutils unbound nginx-light openssl)
+packages=(postfix knot knot-dnsutils unbound nginx-light openssl libidn12 passwd)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -20,3 +20,16 @@ if [ "${#missing[@]}" -gt 0 ]; then
   apt-get install -y -qq --no-install-recommends "${missing[@]}"
   [ -z "$made" ] || rm -f "$policy"
 fi
+
+# Debian's MTAs exclude each other as packages, so Exim is only unpacked, beside Postfix.
+exim=/var/lib/smtpguard-interop/exim
+if [ ! -x "$exim/usr/sbin/exim4" ]; then
+  mkdir -p "$exim"
+  (
+    cd "$(mktemp -d)"
+    apt-get update -qq
+    apt-get download -qq exim4-daemon-light
+    dpkg -x exim4-daemon-light_*.deb "$exim"
+  )
+fi
+id Debian-exim >/dev/null 2>&1 || useradd --system --user-group --no-create-home --home-dir /var/spool/exim4 Debian-exim

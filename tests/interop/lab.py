@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 KNOT, UNBOUND, POLICY_HOST, SENDER = "127.53.0.1", "127.53.0.53", "127.25.0.80", "127.25.1.1"
 SUBMISSION, VERIFIED, BY_SMTP = 2500, 2501, 2502
 MANY = 20
+EXIM = "/var/lib/smtpguard-interop/exim/usr/sbin/exim4"
 
 SOA = "$TTL 5\n@ SOA ns.test. hostmaster.test. 1 3600 600 86400 5\n@ NS ns.test.\n"
 
@@ -42,8 +43,8 @@ class Site:
 
 
 SITES = {
-    name: Site(f"{name}.test", f"127.25.0.{number}", name in {"dane", "swap"})
-    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "hole"), 1)
+    name: Site(f"{name}.test", f"127.25.0.{number}", name in {"dane", "swap", "exim"})
+    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "hole", "exim"), 1)
 }
 
 
@@ -178,7 +179,8 @@ class Lab:
     def delivered(self, marker: bytes) -> list[bytes]:
         """The messages in the receivers' mailboxes that hold `marker`."""
         found = []
-        for path in (self.directory / "mail").glob("all/new/*"):
+        paths = [*(self.directory / "mail").glob("all/new/*"), *(self.directory / "exim" / "mail").glob("new/*")]
+        for path in paths:
             octets = path.read_bytes()
             if marker in octets:
                 found.append(octets)
@@ -222,7 +224,7 @@ def _start(lab: Lab) -> None:
     root = maker.root("Lab Root")
     public = maker.intermediate(root, "Lab Issuer")
     shown = {
-        name: maker.leaf(None if name in {"dane", "plain", "bogus", "hole"} else public, [f"mx.{site.domain}"])
+        name: maker.leaf(None if name in {"dane", "plain", "bogus", "hole", "exim"} else public, [f"mx.{site.domain}"])
         for name, site in SITES.items()
     }
     published = {**shown, "swap": maker.leaf(None, ["mx.swap.test"])}
@@ -231,6 +233,7 @@ def _start(lab: Lab) -> None:
     _dns(lab, published)
     _policies(lab, maker.leaf(public, ["mta-sts.sts.test", "mta-sts.stsbad.test"]))
     _receiver(lab, shown)
+    _exim(lab, shown["exim"])
     _sender(lab)
     lab.smtpguard.config.write_text(
         f"""hostname = "out.sender.test"
@@ -268,7 +271,7 @@ def _dns(lab: Lab, published: dict[str, Credential]) -> None:
     run_dir = lab.directory / "dns"
     zones = run_dir / "zones"
     zones.mkdir(parents=True)
-    signed = [".", "test.", "dane.test.", "swap.test.", "bogus.test."]
+    signed = [".", "test.", "dane.test.", "swap.test.", "exim.test.", "bogus.test."]
     unsigned = [f"{name}.test." for name in ("sts", "stsbad", "plain", "hole", "many")]
     text = [
         f'server:\n    rundir: "{run_dir}"\n    listen: [ "{KNOT}@53" ]',
@@ -293,7 +296,7 @@ def _dns(lab: Lab, published: dict[str, Credential]) -> None:
     parent = f"{SOA}ns A {KNOT}\n"
     for zone in (*signed[2:], *unsigned):
         parent += f"{zone} NS ns.test.\n"
-    parent += f"dane DS {ds['dane.test.']}\nswap DS {ds['swap.test.']}\nbogus DS {ds['dane.test.']}\n"  # a wrong DS
+    parent += f"dane DS {ds['dane.test.']}\nswap DS {ds['swap.test.']}\nexim DS {ds['exim.test.']}\nbogus DS {ds['dane.test.']}\n"  # a wrong DS
     (zones / "test.zone").write_text(parent)
     for name, site in SITES.items():
         lines = f"{SOA}@ MX 10 mx\nmx A {site.address}\nwww A 192.0.2.1\n"
@@ -374,7 +377,7 @@ def _receiver(lab: Lab, shown: dict[str, Credential]) -> None:
     domains = [site.domain for site in SITES.values()] + [f"d{number}.many.test" for number in range(MANY)]
     services = ""
     for name, site in SITES.items():
-        if name == "hole":
+        if name in ("hole", "exim"):
             continue
         services += (
             f"{site.address}:25 inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
@@ -394,6 +397,50 @@ smtpd_client_connection_count_limit = 0
 """,
         services,
     )
+
+
+def _exim(lab: Lab, shown: Credential) -> None:
+    """Exim as the mail host of exim.test; unpacked by install.sh, with a configuration of our own."""
+    directory = lab.directory / "exim"
+    for name in ("spool", "log", "mail"):
+        (directory / name).mkdir(parents=True)
+        shutil.chown(directory / name, "Debian-exim", "Debian-exim")
+    pem = directory / "exim.pem"
+    shutil.copy(shown.pem_file, pem)
+    shutil.chown(pem, "Debian-exim")
+    config = directory / "exim.conf"
+    config.write_text(
+        f"""primary_hostname = mx.exim.test
+exim_path = {EXIM}
+domainlist local_domains = exim.test
+daemon_smtp_ports = 25
+local_interfaces = {SITES["exim"].address}
+spool_directory = {directory}/spool
+log_file_path = {directory}/log/%slog
+pid_file_path = {directory}/spool/pid
+tls_advertise_hosts = *
+tls_certificate = {pem}
+tls_privatekey = {pem}
+acl_smtp_rcpt = rcpt
+keep_environment =
+begin acl
+rcpt:
+  accept domains = +local_domains
+         local_parts = ^user[0-9]*\\$
+  deny
+begin routers
+local:
+  driver = accept
+  transport = maildir
+begin transports
+maildir:
+  driver = appendfile
+  directory = {directory}/mail
+  maildir_format
+  user = Debian-exim
+"""
+    )
+    _spawn(lab, "exim", EXIM, "-C", config, "-bdf", "-q1m")
 
 
 def _sender(lab: Lab) -> None:

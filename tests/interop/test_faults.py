@@ -71,7 +71,10 @@ def test_restart_behind_a_socket(lab: Lab) -> None:
                 lab.smtpguard.stop()
             if batch == 6:
                 lab.smtpguard.start((lmtp, smtp))
-        wait_for("200 copies", lambda: len(lab.delivered(b"Subject: restart-beside")) >= 200, 60)
+        try:
+            wait_for("200 copies", lambda: len(lab.delivered(b"Subject: restart-beside")) >= 200, 60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; in the queue: {lab.sender.queue()[-2000:]}") from error
         log = lab.sender.log[before:]
         assert "delivery temporarily suspended" not in log
         assert "status=deferred" not in log
