@@ -296,7 +296,8 @@ def _dns(lab: Lab, published: dict[str, Credential]) -> None:
     parent = f"{SOA}ns A {KNOT}\n"
     for zone in (*signed[2:], *unsigned):
         parent += f"{zone} NS ns.test.\n"
-    parent += f"dane DS {ds['dane.test.']}\nswap DS {ds['swap.test.']}\nexim DS {ds['exim.test.']}\nbogus DS {ds['dane.test.']}\n"  # a wrong DS
+    parent += "".join(f"{name} DS {ds[f'{name}.test.']}\n" for name in ("dane", "swap", "exim"))
+    parent += f"bogus DS {ds['dane.test.']}\n"  # the wrong one
     (zones / "test.zone").write_text(parent)
     for name, site in SITES.items():
         lines = f"{SOA}@ MX 10 mx\nmx A {site.address}\nwww A 192.0.2.1\n"
