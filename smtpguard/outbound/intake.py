@@ -130,11 +130,11 @@ class _Session:
         while True:
             # A fresh connection is about to bring mail: closing it would cost the MTA a retry, so it is served first.
             between = self._transaction is None and self._transactions > 0
-            if between and self._sessions.draining:
+            if between and self._sessions.draining and not self._has_more():
                 return "shutdown"
             self._wire.idle = between
             self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
-            group = await self._link.next_group()
+            group = await self._next_group()
             self._wire.idle = False
             self._wire.deadline = float("inf")
             if not group:
@@ -152,6 +152,27 @@ class _Session:
                     await self._wire.linger()
                     return "refused"
                 return "quit"
+
+    async def _next_group(self) -> list[Slot]:
+        """The next commands.  A drain ends an idle session, but what the MTA has already sent is still served."""
+        try:
+            return await self._link.next_group()
+        except Interrupted as interrupted:
+            if interrupted.why is not Why.SHUTDOWN:
+                raise
+            self._wire.clear_interrupt()
+            if not self._has_more():
+                raise
+            return await self._link.next_group()
+
+    def _has_more(self) -> bool:
+        """Has the MTA sent something that is not answered yet?"""
+        if self._dialogue.pending:
+            return True
+        octets = self._wire.receive_nowait()
+        if octets:
+            self._dialogue.receive(octets)
+        return bool(octets)
 
     async def _group(self, group: list[Slot]) -> None:
         """Answer a group of commands in order, in one write unless DATA ends it."""
