@@ -205,16 +205,13 @@ class Metrics:
         """`word` as a value of `label`: a short plain word, and not more than 64 different ones."""
         if not word:
             return _NONE
+        word = word.replace(" ", "-")
         known = self._words.setdefault(label, set())
-        if word in known:
-            return word
-        if len(known) >= _WORDS_A_LABEL:
-            return _OTHER
-        plain = word.replace(" ", "-")
-        if _WORD.fullmatch(plain) is None:
-            return _OTHER
-        known.add(plain)
-        return plain
+        if word not in known:
+            if len(known) >= _WORDS_A_LABEL or _WORD.fullmatch(word) is None:
+                return _OTHER
+            known.add(word)
+        return word
 
 
 def _reason(token: str) -> str:
