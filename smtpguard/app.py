@@ -82,6 +82,7 @@ class Application:
         try:
             inherited = inherited_sockets()
             bound = self._bind(inherited)
+            admin = open_listeners([self.settings.admin], inherited) if self.settings.admin else []
         except ListenFailed as failed:
             raise StartFailed(str(failed)) from failed
         self.emit(Lifecycle(stage="started", detail=f"smtpguard {__version__}"))
@@ -92,7 +93,7 @@ class Application:
                     services.start_soon(self._sessions.run)
                     await services.start(self._engine.run)
                     services.start_soon(self._check_identities)
-                    await self._serve(bound, inherited, signals)
+                    await self._serve(bound, admin, signals)
                     services.cancel_scope.cancel()
         finally:
             self.emit(Lifecycle(stage="stopped"))
@@ -120,14 +121,15 @@ class Application:
     async def _serve(
         self,
         bound: list[tuple[Intake, list[socket.socket]]],
-        inherited: Sequence[InheritedSocket],
+        admin: list[socket.socket],
         signals: object,
     ) -> None:
         async with trio.open_nursery() as sessions:
             with trio.CancelScope() as accepting:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._signals, signals, accepting, sessions)
-                    await self._start_admin(nursery, inherited)
+                    for sock in admin:
+                        self._start_admin(nursery, sock)
                     for intake, socks in bound:
                         slots = trio.Semaphore(intake.listener.max_sessions)
                         for sock in socks:
@@ -163,15 +165,9 @@ class Application:
             )
         )
 
-    async def _start_admin(self, nursery: trio.Nursery, inherited: Sequence[InheritedSocket]) -> None:
-        if self.settings.admin is None:
-            return
+    def _start_admin(self, nursery: trio.Nursery, sock: socket.socket) -> None:
         assert self._history is not None
-        server = AdminServer(self._metrics, self._history, self._engine.sts, self.status)
-        try:
-            (sock,) = open_listeners([self.settings.admin], inherited)
-        except ListenFailed as failed:
-            raise StartFailed(str(failed)) from failed
+        server = AdminServer(self._metrics, self._history, self._engine.sts, self.status, self.emit)
         self.emit(
             ListenerBound(
                 listener="admin",
@@ -220,8 +216,9 @@ class Application:
         async with trio.open_nursery() as nursery:
 
             async def hasten() -> None:
-                async for _ in signals:  # type: ignore[attr-defined]
-                    await self._sessions.drain(0)
+                async for number in signals:  # type: ignore[attr-defined]
+                    if number != signal.SIGHUP:  # a reload has nothing to change any more
+                        await self._sessions.drain(0)
 
             nursery.start_soon(hasten)
             cut = await self._sessions.drain(seconds)

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -52,10 +53,8 @@ def run(config: Path) -> None:
     _settings(config)
     try:
         run_app(config)
-    except* StartFailed as failed:
-        for error in failed.exceptions:
-            click.echo(f"smtpguard: {error}", err=True)
-        sys.exit(1)
+    except StartFailed as failed:  # every start-up failure comes before the first nursery
+        _fail(str(failed), 1)
 
 
 @main.command("check-config")
@@ -197,7 +196,9 @@ def sts_list(config: Path) -> None:
 @config_option
 def sts_show(domain: str, config: Path) -> None:
     """One cached policy."""
-    click.echo(msgspec.json.format(msgspec.json.encode(_ask(config, "GET", f"/api/sts/{domain}"))).decode())
+    click.echo(
+        msgspec.json.format(msgspec.json.encode(_ask(config, "GET", f"/api/sts/{quote(domain, safe='')}"))).decode()
+    )
 
 
 @sts.command("refresh")
@@ -205,7 +206,7 @@ def sts_show(domain: str, config: Path) -> None:
 @config_option
 def sts_refresh(domain: str, config: Path) -> None:
     """Fetch the policy of DOMAIN now."""
-    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{domain}/refresh")).decode())
+    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/refresh")).decode())
 
 
 @sts.command("forget")
@@ -213,7 +214,7 @@ def sts_refresh(domain: str, config: Path) -> None:
 @config_option
 def sts_forget(domain: str, config: Path) -> None:
     """Drop the cached policy of DOMAIN: until the next fetch its mail is not protected by it."""
-    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{domain}/forget")).decode())
+    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/forget")).decode())
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

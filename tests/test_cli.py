@@ -94,7 +94,12 @@ def test_busy_port_and_unusable_state_directory(config: Path, tmp_path: Path) ->
     again = smtpguard("run", "--config", config)
     assert again.returncode == 1
     assert "name another in state_dir" in again.stderr
-    assert "Traceback" not in done.stderr + again.stderr
+    config.write_text(text.replace(f"unix:{tmp_path}/admin.sock", f"unix:{tmp_path}/file/admin.sock"))
+    admin = smtpguard("run", "--config", config)
+    assert admin.returncode == 1
+    assert admin.stderr.count("\n") == 1
+    assert "admin.sock" in admin.stderr
+    assert "Traceback" not in done.stderr + again.stderr + admin.stderr
 
 
 def test_a_life(config: Path, tmp_path: Path) -> None:

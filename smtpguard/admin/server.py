@@ -13,15 +13,20 @@ import h11
 import msgspec
 import trio
 
+from smtpguard.events import Emit, InternalError
 from smtpguard.mtasts.cache import StsCache
 from smtpguard.mtasts.entries import Entry
 from smtpguard.names import NameInvalid, parse_domain
+from smtpguard.reasons import printable
 from smtpguard.telemetry.history import History, encode_all
 from smtpguard.telemetry.metrics import Metrics
 
 _REQUEST_SECONDS = 30.0
 _MAX_DECISIONS = 1000
 _MAX_BODY = 4096
+_MAX_CONNECTIONS = 64
+_LINGER_SECONDS = 1.0
+_LINGER_OCTETS = 256 * 1024
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 _SERVER = b"smtpguard"
@@ -54,7 +59,16 @@ class Answer:
 class AdminServer:
     """Serves the admin address until cancelled."""
 
-    def __init__(self, metrics: Metrics, history: History, sts: StsCache | None, status: Callable[[], Status]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        history: History,
+        sts: StsCache | None,
+        status: Callable[[], Status],
+        emit: Emit,
+    ) -> None:
+        self._emit = emit
+        self._connections = 0
         self._metrics = metrics
         self._history = history
         self._sts = sts
@@ -65,44 +79,74 @@ class AdminServer:
         await trio.serve_listeners(self._connection, [listener])
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        with trio.move_on_after(_REQUEST_SECONDS):
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-                await self._requests(stream)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await stream.aclose()
+        """One connection; whatever is sent on it ends no other and not the server."""
+        self._connections += 1
+        try:
+            if self._connections <= _MAX_CONNECTIONS:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._requests(stream)
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
 
     async def _requests(self, stream: trio.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
-        while True:
-            request: h11.Request | None = None
-            size = 0
-            while True:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    connection.receive_data(await stream.receive_some(16384))
-                elif isinstance(event, h11.Request):
-                    request = event
-                elif isinstance(event, h11.Data):
-                    size += len(event.data)
-                    if size > _MAX_BODY:
-                        return
-                elif isinstance(event, h11.EndOfMessage):
-                    break
-                else:
+        goes_on = True
+        while goes_on:
+            goes_on = False
+            with trio.move_on_after(_REQUEST_SECONDS):
+                request = await self._request(connection, stream)
+                if request is None:
                     return
-            assert request is not None
-            answer = await self.answer(
-                request.method.decode("ascii"), request.target.decode("latin-1"), _accept(request)
-            )
-            await stream.send_all(_encode(connection, request, answer))
-            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
-                return
-            connection.start_next_cycle()
+                answer = request if isinstance(request, Answer) else await self._answer_safely(request)
+                is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
+                await stream.send_all(_encode(connection, answer, is_head=is_head))
+                goes_on = connection.our_state is h11.DONE and connection.their_state is h11.DONE
+            if goes_on:
+                connection.start_next_cycle()
+        await _linger(stream)
+
+    async def _request(self, connection: h11.Connection, stream: trio.SocketStream) -> h11.Request | Answer | None:
+        """The next request, read to its end; what to answer where it is none; None when the client is gone."""
+        request: h11.Request | None = None
+        size = 0
+        while True:
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                return _problem(error.error_status_hint, "this is no HTTP request we understand")
+            if event is h11.NEED_DATA:
+                connection.receive_data(await stream.receive_some(16384))
+            elif isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > _MAX_BODY:
+                    return _problem(413, f"a body has at most {_MAX_BODY} octets")
+            elif isinstance(event, h11.EndOfMessage):
+                return request
+            else:
+                return None
+
+    async def _answer_safely(self, request: h11.Request) -> Answer:
+        """The boundary of one answer: a bug is a 500 and an event."""
+        fields = {name: value.decode("latin-1") for name, value in request.headers}
+        method, target = request.method.decode("ascii"), request.target.decode("latin-1")
+        if method not in ("GET", "HEAD") and b"origin" in fields:
+            return _problem(403, "a web page may not do this")
+        try:
+            return await self.answer(method, target, fields.get(b"accept", ""))
+        except Exception as error:  # noqa: BLE001  -- the boundary named above
+            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
+            return _problem(500, "internal error; the log says more")
 
     async def answer(self, method: str, target: str, accept: str = "") -> Answer:
         """The answer to one request; `target` is path and query."""
-        parts = urlsplit(target)
-        path, query = unquote(parts.path), parse_qs(parts.query)
+        try:
+            parts = urlsplit(target)
+            path, query = unquote(parts.path), parse_qs(parts.query)
+        except ValueError:
+            return _problem(400, "this is no path")
         if path.startswith("/api/sts"):
             return await self._sts_answer(method, path.removeprefix("/api/sts").strip("/"))
         if method not in ("GET", "HEAD"):
@@ -131,7 +175,7 @@ class AdminServer:
         if wanted:
             return Answer(200, _JSON, encode_all(self._history.find(wanted)[-_MAX_DECISIONS:]))
         limit = query.get("limit", ["100"])[0]
-        if not (limit.isascii() and limit.isdigit()) or not 0 < int(limit) <= _MAX_DECISIONS:
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 5) or not 0 < int(limit) <= _MAX_DECISIONS:
             return _problem(400, f"limit must be a number from 1 to {_MAX_DECISIONS}")
         return Answer(200, _JSON, encode_all(self._history.recent(int(limit))))
 
@@ -183,14 +227,16 @@ def _problem(status: int, text: str) -> Answer:
     return Answer(status, _JSON, msgspec.json.encode({"error": text}))
 
 
-def _accept(request: h11.Request) -> str:
-    for name, value in request.headers:
-        if name == b"accept":
-            return value.decode("latin-1")
-    return ""
+async def _linger(stream: trio.SocketStream) -> None:
+    """Let the client read our last words: closing with unread input would reset the connection."""
+    with trio.move_on_after(_LINGER_SECONDS):
+        await stream.send_eof()
+        left = _LINGER_OCTETS
+        while left > 0 and (octets := await stream.receive_some(65536)):
+            left -= len(octets)
 
 
-def _encode(connection: h11.Connection, request: h11.Request, answer: Answer) -> bytes:
+def _encode(connection: h11.Connection, answer: Answer, *, is_head: bool) -> bytes:
     response = h11.Response(
         status_code=answer.status,
         headers=[
@@ -201,6 +247,6 @@ def _encode(connection: h11.Connection, request: h11.Request, answer: Answer) ->
             (b"server", _SERVER),
         ],
     )
-    body = b"" if request.method == b"HEAD" else answer.body
+    body = b"" if is_head else answer.body
     parts = [connection.send(response), connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
     return b"".join(part for part in parts if part)

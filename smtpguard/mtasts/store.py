@@ -50,7 +50,7 @@ class Store:
         self._failing = False
 
     @classmethod
-    def open(cls, path: Path | None, emit: Emit, *, runner: Runner = _in_thread) -> "Store":
+    def open(cls, path: Path | None, emit: Emit, *, runner: Runner = _in_thread, busy_seconds: float = 2.0) -> "Store":
         """The store in the file `path`, which is made if it is missing; None keeps everything in memory only.
 
         A file that is not a sound database is renamed to `<path>.corrupt`, with a StoreError, and a new one
@@ -60,14 +60,14 @@ class Store:
         if path is None:
             return cls(None, "memory", emit, runner)
         try:
-            database = _open_database(path)
+            database = _open_database(path, busy_seconds)
         except sqlite3.DatabaseError as error:
             if not _is_corrupt(error):
                 raise OSError(_unusable(path, error)) from error
             aside = path.with_name(path.name + ".corrupt")
             try:
                 _move_aside(path, aside)
-                database = _open_database(path)
+                database = _open_database(path, busy_seconds)
             except (OSError, sqlite3.Error) as second:
                 raise OSError(_unusable(path, second)) from second
             emit(
@@ -189,11 +189,11 @@ def _write(database: sqlite3.Connection, notes: _Notes) -> str:
     return ""
 
 
-def _open_database(path: Path) -> sqlite3.Connection:
+def _open_database(path: Path, busy_seconds: float) -> sqlite3.Connection:
     """Raises OSError, sqlite3.Error."""
     # SQLite would make the file readable for all; whom we send mail to is nobody's business.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    database = sqlite3.connect(path, timeout=2.0, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=busy_seconds, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")

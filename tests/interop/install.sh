@@ -10,15 +10,13 @@ if [ "${#missing[@]}" -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   # No service may start by being installed.
   policy=/usr/sbin/policy-rc.d
-  made=
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' > "$policy"
     chmod +x "$policy"
-    made=yes
+    trap 'rm -f "$policy"' EXIT
   fi
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends "${missing[@]}"
-  [ -z "$made" ] || rm -f "$policy"
 fi
 
 # Debian's MTAs exclude each other as packages, so Exim is only unpacked, beside Postfix.
@@ -26,7 +24,9 @@ exim=/var/lib/smtpguard-interop/exim
 if [ ! -x "$exim/usr/sbin/exim4" ]; then
   mkdir -p "$exim"
   (
-    cd "$(mktemp -d)"
+    unpacking=$(mktemp -d)
+    trap 'rm -rf "$unpacking"' EXIT
+    cd "$unpacking"
     apt-get update -qq
     apt-get download -qq exim4-daemon-light
     dpkg -x exim4-daemon-light_*.deb "$exim"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +20,7 @@ from smtpguard.mtasts.parse import Mode, NoSts, ParsedPolicy, StsPolicy, StsUnav
 from smtpguard.mtasts.store import Store
 from smtpguard.names import Domain
 from smtpguard.reasons import ReasonCode, ResultType
-from tests.support.clock import test_clock
+from tests.support.clock import START, test_clock
 from tests.support.zone import Node, Zone
 
 DAY = 86400
@@ -39,7 +40,7 @@ def served(mode: str = "enforce", max_age: int = 7 * DAY, mx: str = "*.example.o
 class World:
     """One cache, the zone and the policy hosts around it."""
 
-    def __init__(self, store: Store | None = None, **settings: Any) -> None:
+    def __init__(self, store: Store | None = None, start: datetime = START, **settings: Any) -> None:
         self.zone = Zone({})
         self.hosts: dict[str, FetchedPolicy | StsUnavailable] = {}
         self.fetched: list[str] = []
@@ -53,7 +54,7 @@ class World:
             self.zone,
             self.fetch,
             self.store,
-            test_clock(),
+            test_clock(start),
             self.events.append,
             Random(1),
         )
@@ -537,3 +538,58 @@ async def test_operator(autojump_clock: object, world: World) -> None:
     world.txt(None)
     assert await world.cache.refresh(ORG) == NoSts()
     assert world.store.load("sts") == []
+
+
+async def test_overdue_refreshes_are_spread(autojump_clock: object) -> None:
+    """STS-38: a restart after days of standstill is no stampede on the policy hosts."""
+    store = Store.open(None, discard)
+    world = World(store)
+    names = [f"d{number}.example" for number in range(20)]
+    async with world.running():
+        for name in names:
+            world.txt("1", name)
+            world.hosts[name] = served()
+            await world.cache.find(Domain(name))
+    again = World(store, start=START + timedelta(days=3))
+    again.hosts = world.hosts
+    async with again.running():
+        await trio.sleep(61)
+        assert len(again.fetched) < 10
+        await trio.sleep(660)
+        assert sorted(again.fetched) == sorted(names)
+
+
+async def test_rate_cap(autojump_clock: object) -> None:
+    """STS-42: a slot is held for a second, however fast the hosts answer."""
+    world = World(max_fetches=2)
+    async with world.running():
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                world.txt("1", f"d{number}.example")
+                world.hosts[f"d{number}.example"] = served()
+                nursery.start_soon(world.cache.find, Domain(f"d{number}.example"))
+        assert trio.current_time() - begun == pytest.approx(2)
+
+
+async def test_testing_leaves_before_an_older_enforce(autojump_clock: object) -> None:
+    """STS-41: what a policy protects counts before when it was used."""
+    world = World(max_policies=2)
+    async with world.running():
+        for name, mode in (("old.example", "enforce"), ("new.example", "testing"), ("third.example", "enforce")):
+            world.txt("1", name)
+            world.hosts[name] = served(mode)
+            await world.cache.find(Domain(name))
+            await trio.sleep(1)
+    assert [entry.domain for entry in world.cache.list()] == ["old.example", "third.example"]
+
+
+async def test_clock_set_back_prolongs_nothing(autojump_clock: object) -> None:
+    """STS-40: a fetch in the future counts from now."""
+    store = Store.open(None, discard)
+    world = World(store, start=START + timedelta(days=300))
+    async with world.running():
+        await cached(world, max_age=DAY)
+    again = World(store)
+    (entry,) = again.cache.list()
+    assert entry.expires <= START + timedelta(seconds=DAY + 1)

@@ -152,3 +152,35 @@ async def test_memory_only(autojump_clock: object) -> None:
     with trio.fail_after(5):
         await store.run()
     store.close()
+
+
+async def test_noted_during_a_failing_write_stays_newer(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    async def run(write: Callable[[], str]) -> str:
+        await trio.sleep(1)
+        return "disk I/O error"
+
+    store = Store.open(tmp_path / "state.db", discard, runner=run)
+    nursery.start_soon(store.run)
+    store.put("a", "k", b"old")
+    await trio.sleep(1)  # the write is under way
+    store.put("a", "k", b"new")
+    await trio.sleep(1)
+    assert store.load("a") == [("k", b"new")]
+    store.close()
+
+
+def test_a_lock_is_no_damage(tmp_path: Path) -> None:
+    """Another process that holds the file must not cost its contents."""
+    path = tmp_path / "state.db"
+    Store.open(path, discard).close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    events: list[Any] = []
+    with pytest.raises(OSError, match="locked"):
+        Store.open(path, events.append, busy_seconds=0.01)
+    assert events == []
+    assert not (tmp_path / "state.db.corrupt").exists()
+    holder.close()

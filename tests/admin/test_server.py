@@ -1,0 +1,109 @@
+"""The admin address answers whatever is sent to it, and nothing sent to it ends it."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from smtpguard.admin.server import AdminServer, Status
+from smtpguard.clock import SYSTEM_CLOCK
+from smtpguard.events import DeliveryRefused, Event, InternalError
+from smtpguard.mtasts.store import Store
+from smtpguard.telemetry.history import History
+from smtpguard.telemetry.metrics import Metrics
+
+STATUS = Status("1", True, False, "validating", "trusted", (), 0, "", "x.toml")
+REFUSED = DeliveryRefused(id="s.1", domain="a.example", reason="dane/no-match", reply="451 x", stage="rcpt")
+
+
+@asynccontextmanager
+async def serving(status: Status = STATUS) -> AsyncIterator[tuple[int, list[Event]]]:
+    events: list[Event] = []
+    history = History(Store.open(None, events.append), SYSTEM_CLOCK)
+    history.emit(REFUSED)
+    server = AdminServer(Metrics(SYSTEM_CLOCK, "1"), history, None, lambda: status, events.append)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve, listener)
+        yield listener.socket.getsockname()[1], events
+        nursery.cancel_scope.cancel()
+
+
+async def exchange(port: int, octets: bytes) -> bytes:
+    """All that comes back until the server closes."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        await stream.send_all(octets)
+        await stream.send_eof()
+        received = b""
+        with trio.fail_after(5):
+            while chunk := await stream.receive_some(65536):
+                received += chunk
+    return received
+
+
+def get(target: str, method: str = "GET", fields: str = "") -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (get("//["), 400),
+        (get("/api/decisions?limit=" + "9" * 5000), 400),
+        (get("/api/decisions?limit=0"), 400),
+        (get("/nowhere"), 404),
+        (get("/metrics", "POST"), 405),
+        (get("/metrics", "POST", f"Content-Length: {5000}\r\n") + b"x" * 5000, 413),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+        (b"\x16\x03\x01 no HTTP\r\n\r\n", 400),
+        (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (get("/api/sts"), 404),
+    ],
+    ids=["bad URL", "huge number", "zero", "no page", "POST", "big body", "no Host", "no HTTP", "long line", "no STS"],
+)
+async def test_bad_requests_are_answered_and_end_nothing(request_: bytes, status: int) -> None:
+    async with serving() as (port, events):
+        assert (await exchange(port, request_)).startswith(b"HTTP/1.1 %d " % status)
+        assert b"alive" in await exchange(port, get("/healthz/live"))
+        assert not events
+
+
+async def test_a_bug_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Metrics, accept: str) -> tuple[str, bytes]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Metrics, "render", broken)
+    async with serving() as (port, events):
+        assert (await exchange(port, get("/metrics"))).startswith(b"HTTP/1.1 500 ")
+        assert [type(event) for event in events] == [InternalError]
+        assert b"alive" in await exchange(port, get("/healthz/live"))
+
+
+async def test_a_web_page_cannot_change_anything() -> None:
+    """A browser names the page's origin in every POST it makes for it."""
+    async with serving() as (port, _):
+        fields = "Origin: https://evil.example\r\nContent-Length: 0\r\n"
+        assert (await exchange(port, get("/api/sts/a.example/forget", "POST", fields))).startswith(b"HTTP/1.1 403 ")
+
+
+async def test_pages() -> None:
+    async with serving() as (port, _):
+        found = await exchange(port, get("/api/decisions?q=a.example"))
+        assert json.loads(found.partition(b"\r\n\r\n")[2])[0]["id"] == "s.1"
+        assert b"smtpguard_build_info" in await exchange(port, get("/metrics"))
+        head = await exchange(port, get("/healthz/live", "HEAD"))
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert head.endswith(b"\r\n\r\n")
+        two = get("/healthz/live").replace(b"Connection: close\r\n", b"") + get("/api/status")
+        assert (await exchange(port, two)).count(b"HTTP/1.1 200 ") == 2
+
+
+async def test_not_ready_while_draining() -> None:
+    status = Status("1", False, True, "lost", "lost", ("DNSSEC: lost",), 1, "", "x.toml")
+    async with serving(status) as (port, _):
+        answer = await exchange(port, get("/healthz/ready"))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert answer.endswith(b"draining\ndegraded: DNSSEC: lost\n")
