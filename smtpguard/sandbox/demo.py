@@ -166,19 +166,21 @@ bind = "127.0.0.1:{ports.admin}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`smtpguard demo`: the exit code.  2 for an unknown option, 130 never: an interrupt ends --serve well."""
+    """`smtpguard demo`: the exit code.  2: unknown option.  An interrupt: 0 with --serve, else 130."""
     parser = argparse.ArgumentParser(prog="smtpguard demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--serve", action="store_true", help="keep it all running, with traffic, until interrupted")
     options = parser.parse_args(arguments)
+    interrupted = 0 if options.serve else 128 + signal.SIGINT
     try:
-        return trio.run(partial(run, serves=options.serve))
+        # Only at a checkpoint: raised inside dnspython or an OpenSSL callback, an interrupt is wrapped or swallowed.
+        return trio.run(partial(run, serves=options.serve), restrict_keyboard_interrupt_to_checkpoints=True)
     except KeyboardInterrupt:
-        return 0
+        return interrupted
     except BaseExceptionGroup as group:
         interrupts, rest = group.split(KeyboardInterrupt)
         if interrupts is None or rest is not None:
             raise
-        return 0
+        return interrupted
 
 
 async def run(write: Callable[[str], object] = print, *, serves: bool = False) -> int:

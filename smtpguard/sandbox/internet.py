@@ -40,7 +40,7 @@ class Publication(Enum):
     DANE_TA = "DANE-TA"
     STS_ENFORCE = "MTA-STS enforce"
     STS_TESTING = "MTA-STS testing"
-    DANE_AND_STS = "DANE-EE and MTA-STS enforce"
+    DANE_AND_STS = "DANE-EE, MTA-STS enforce"
 
     @property
     def has_dane(self) -> bool:
