@@ -6,6 +6,7 @@ Everything that needs the time gets a `Clock`; nothing reads one by itself (ruff
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from secrets import randbits
 
 import trio
 
@@ -29,20 +30,29 @@ SYSTEM_CLOCK = Clock(now=_now, monotonic=trio.current_time)
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
-class Ids:
-    """Names sessions: start, worker and counter in base32, unique over restarts a second apart.
+_START_BITS = 30  # seconds: 34 years
+_NONCE_BITS = 15
 
-    A decision is `<session>.<n>`; the session numbers its own.
+
+class Ids:
+    """Names sessions: start, worker, nonce and counter in base32, unique over restarts and replicas.
+
+    `nonce` (15 bits, random unless given) keeps two processes apart that start in one second: pids do not, every
+    container has its own 7.  `worker` is 0 to 31.  A decision is `<session>.<n>`; the session numbers its own.
     """
 
     __slots__ = ("_counter", "_prefix")
 
-    def __init__(self, started: datetime, worker: int = 0) -> None:
-        self._prefix = _base32(int(started.timestamp()) & 0x3FFFFFFF, 6) + _base32(worker, 1)
+    def __init__(self, started: datetime, worker: int = 0, nonce: int | None = None) -> None:
+        if not 0 <= worker < 32:
+            raise ValueError(f"a worker is one base32 digit: {worker}")
+        nonce = randbits(_NONCE_BITS) if nonce is None else nonce % (1 << _NONCE_BITS)
+        start = int(started.timestamp()) % (1 << _START_BITS)
+        self._prefix = _base32(start, _START_BITS // 5) + _base32(worker, 1) + _base32(nonce, _NONCE_BITS // 5)
         self._counter = 0
 
     def session(self) -> str:
-        """The next session id, such as `3f9q2a01c`."""
+        """The next session id, such as `3f9q2a07kd1c`."""
         self._counter += 1
         return self._prefix + _base32(self._counter, 1)
 

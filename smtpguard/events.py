@@ -32,7 +32,7 @@ class TlsFacts(Event):
     """The policy facts every outcome at a host carries, enough for an RFC 8460 report.
 
     `policy_type` is `tlsa`, `sts` or `no-policy-found`; `policy_string` the TLSA records or policy lines; `result_type`
-    empty for success.
+    empty for success.  A session that was let go on in clear for lack of TLS has a result type too.
     """
 
     id: str
@@ -77,7 +77,8 @@ class HostSkipped(TlsFacts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyObserved(TlsFacts):
-    """What a policy that is judged and not enforced would have done: `kind` sts-testing, sts, shadow, override."""
+    """What a policy that is judged and not enforced would have done: `kind` sts-testing, sts, shadow, override; or
+    dane-unusable, TLSA records of which none is usable."""
 
     name: ClassVar[str] = "policy_observed"
     severity: ClassVar[Severity] = "info"
@@ -125,6 +126,7 @@ class DeliveryRefused(Event):
     relayed: bool = False
     recipients: int = 1
     why: tuple[str, ...] = ()
+    direction: Direction = "outbound"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +223,14 @@ class StsEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StsAlert(StsEvent):
+    """MTA-STS needs somebody's attention: a policy ends, or mail goes without one (RFC 8461 §3.3, §10.2).  `event`:
+    refresh_failed, expired, txt_missing_cached, grace, forgotten (the cache is full)."""
+
+    severity: ClassVar[Severity] = "warning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleWarning(Event):
     """A rule of the configuration does not do what it may be thought to do: weaker than published, expired."""
 
@@ -291,3 +301,118 @@ class StoreError(Event):
     severity: ClassVar[Severity] = "error"
     store: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRelayed(Event):
+    """A client's message was answered by the MTA behind us (`reply`), or refused by us at its end (`reason` set)."""
+
+    name: ClassVar[str] = "message_relayed"
+    direction: ClassVar[Direction] = "inbound"
+    id: str
+    listener: str
+    client: str
+    helo: str
+    sender_domain: str
+    recipients: int
+    octets: int
+    seconds: float
+    reply: str
+    reason: str = ""
+    tls_version: str = ""
+    cipher: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboundTls(Event):
+    """A client's TLS handshake was done, or failed (`cause` set, bounded words: see tls.outcome)."""
+
+    name: ClassVar[str] = "inbound_tls"
+    severity: ClassVar[Severity] = "debug"
+    session: str
+    listener: str
+    client: str
+    tls_version: str = ""
+    cipher: str = ""
+    group: str = ""
+    sni: str = ""
+    certificate: str = ""
+    cause: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleShadowed(Event):
+    """An inbound rule in shadow would have refused, or been met."""
+
+    name: ClassVar[str] = "rule_shadowed"
+    id: str
+    rule: str
+    would: Literal["accept", "refuse"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitHit(Event):
+    """A client, or all together, reached a limit of an inbound listener; `limit` is the setting's word."""
+
+    name: ClassVar[str] = "limit_hit"
+    severity: ClassVar[Severity] = "warning"
+    listener: str
+    limit: str
+    session: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtaFailure(Event):
+    """The MTA behind an inbound listener could not be used for one client; `step` is where."""
+
+    name: ClassVar[str] = "mta_failure"
+    severity: ClassVar[Severity] = "warning"
+    listener: str
+    mta: str
+    session: str
+    step: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtaState(Event):
+    """What is known of the MTA behind an inbound listener changed: starting, ready."""
+
+    name: ClassVar[str] = "mta_state"
+    listener: str
+    mta: str
+    state: str
+    step: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtaAlert(MtaState):
+    """Clients are turned away: the MTA is down, refused (it does not take the client's identity) or open_relay (it
+    would relay for strangers)."""
+
+    severity: ClassVar[Severity] = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateEvent(Event):
+    """A listener's certificates: `event` is loaded, reloaded."""
+
+    name: ClassVar[str] = "certificate"
+    listener: str
+    event: str
+    file: str = ""
+    names: tuple[str, ...] = ()
+    not_after: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateAlert(CertificateEvent):
+    """Something is wrong with them: `event` is failed (the old ones are kept) or warning."""
+
+    severity: ClassVar[Severity] = "warning"

@@ -65,6 +65,11 @@ class OnFailure(Enum):
     PERMFAIL = "permfail"
 
 
+def has_expired(expires: date | None, today: date) -> bool:
+    """Is `today` (UTC) past the last day of a rule, of `[[policy]]` or `[[inbound_policy]]`?"""
+    return expires is not None and today > expires
+
+
 DEFAULT_MATCH: dict[Level, tuple[MatchItem, ...]] = {
     Level.VERIFY: (NameWord.HOSTNAME,),
     Level.SECURE: (NameWord.NEXTHOP, NameWord.DOT_NEXTHOP),
@@ -118,7 +123,7 @@ class Rule:
 
     def is_expired(self, today: date) -> bool:
         """Is `today` (UTC) past the last day?"""
-        return self.expires is not None and today > self.expires
+        return has_expired(self.expires, today)
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with this rule as a whole, each with what would be right (PF-03, PF-04)."""

@@ -22,7 +22,11 @@ class ClientDialogue:
         self.owed = 1  # the greeting
 
     def request(self, *lines: bytes) -> bytes:
-        """The octets of these command lines (given without CRLF), to be written at once."""
+        """The octets of these command lines (given without CRLF), to be written at once.
+
+        Raises RemoteProtocolError where a reply nobody asked for is held: counting would be off by one from here on.
+        """
+        self._expect_silence()
         for line in lines:
             if b"\r" in line or b"\n" in line or b"\0" in line:
                 raise ValueError("a command line holds CR, LF or NUL")
@@ -30,8 +34,13 @@ class ClientDialogue:
         return b"".join(line + b"\r\n" for line in lines)
 
     def expect_reply(self) -> None:
-        """A reply is owed for what is no command line: end of data."""
+        """A reply is owed for what is no command line: end of data.  Raises as `request`."""
+        self._expect_silence()
         self.owed += 1
+
+    def _expect_silence(self) -> None:
+        if not self.owed and self._reader.pending:
+            raise RemoteProtocolError("a reply without a request")
 
     def receive(self, octets: bytes) -> None:
         """Octets came in; raises RemoteProtocolError where nothing is owed."""

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from smtpguard.reasons import Reason, ReasonCode, printable
+from smtpguard.smtp.framing import LineFaultKind
 from smtpguard.smtp.replies import Reply, reply_of
 from smtpguard.smtp.syntax import (
     ArgumentError,
@@ -147,9 +148,10 @@ class Other:
 
 @dataclass(frozen=True, slots=True)
 class BadCommand:
-    """A known verb with arguments that are not its own, or a line that is none; `reply` says so."""
+    """A known verb with arguments that are not its own, or a line that is none (`fault`); `reply` says so."""
 
     reply: Reply
+    fault: LineFaultKind | None = None
 
 
 Command = (

@@ -21,6 +21,9 @@ _KEYWORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _LIMIT = re.compile(r"([A-Za-z0-9_-]+)=([!-:<-~]+)")
 _LIMIT_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
+PASSED_INBOUND = ("DELIVERBY", "MT-PRIORITY", "FUTURERELEASE")
+"""Keywords whose parameters go to the MTA behind as they are, where it offers them (EXT-13, 14, 16)."""
+
 _DSN_MAIL = frozenset({"RET", "ENVID"})
 _DSN_RCPT = frozenset({"NOTIFY", "ORCPT"})
 
@@ -81,6 +84,7 @@ class Offer:
     `rcpt_domain_max`: of one SMTP session, None for no limit; both are said in SMTP only (RFC 9422 is not for
     LMTP). `dsn` False hides DSN, and the MTA makes the notifications itself.  `starttls`: a certificate is
     loaded. `auth` mechanisms are offered inside TLS only; `chunking` is for a server that can take BDAT.
+    `further` are keywords of the MTA behind, each with its arguments, out of `PASSED_INBOUND`.
     """
 
     size: int = 0
@@ -90,6 +94,9 @@ class Offer:
     starttls: bool = False
     auth: tuple[str, ...] = ()
     chunking: bool = False
+    eight_bit: bool = True
+    smtputf8: bool = True
+    further: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.rcpt_max < 100:
@@ -97,7 +104,12 @@ class Offer:
 
     def ehlo_lines(self, *, lmtp: bool, tls_active: bool) -> tuple[str, ...]:
         """The keyword lines of the EHLO or LHLO reply."""
-        lines = ["PIPELINING", f"SIZE {self.size}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"]
+        lines = ["PIPELINING", f"SIZE {self.size}"]
+        if self.eight_bit:
+            lines.append("8BITMIME")
+        if self.smtputf8:
+            lines.append("SMTPUTF8")
+        lines.append("ENHANCEDSTATUSCODES")
         if self.dsn:
             lines.append("DSN")
         if self.chunking:
@@ -109,7 +121,12 @@ class Offer:
         if not lmtp:
             domains = "" if self.rcpt_domain_max is None else f" RCPTDOMAINMAX={self.rcpt_domain_max}"
             lines.append(f"LIMITS RCPTMAX={self.rcpt_max}{domains}")
+        lines.extend(f"{keyword} {arguments}".rstrip() for keyword, arguments in self.further)
         return tuple(lines)
+
+    def offers(self, keyword: str) -> bool:
+        """Is `keyword` (upper case) among the further ones?"""
+        return any(keyword == offered for offered, _ in self.further)
 
 
 def check_mail_params(mail: Mail, offer: Offer) -> Reply | None:
@@ -124,7 +141,7 @@ def check_mail_params(mail: Mail, offer: Offer) -> Reply | None:
                     return _invalid(keyword)
                 if 0 < offer.size < int(value):
                     return Reply.of(552, "5.3.4", f"message size exceeds the limit of {offer.size} octets")
-            case "BODY":
+            case "BODY" if offer.eight_bit:
                 match (value or "").upper():
                     case "7BIT" | "8BITMIME":
                         pass
@@ -132,8 +149,17 @@ def check_mail_params(mail: Mail, offer: Offer) -> Reply | None:
                         return _unknown("BODY=BINARYMIME")
                     case _:
                         return _invalid(keyword)
-            case "SMTPUTF8":
+            case "SMTPUTF8" if offer.smtputf8:
                 if value is not None:
+                    return _invalid(keyword)
+            case "BY" if offer.offers("DELIVERBY"):
+                if value is None or not re.fullmatch("-?[0-9]{1,9};[NRnr][Tt]?", value):
+                    return _invalid(keyword)
+            case "MT-PRIORITY" if offer.offers("MT-PRIORITY"):
+                if value is None or not re.fullmatch("-?[0-9]", value):  # RFC 6710 §4.1
+                    return Reply.of(501, "5.5.2", "the value of MT-PRIORITY is not valid")
+            case "HOLDFOR" | "HOLDUNTIL" if offer.offers("FUTURERELEASE"):
+                if value is None:  # RFC 4865 §4; what it says is for the MTA
                     return _invalid(keyword)
             case "RET" if offer.dsn:
                 if value is None or value.upper() not in {"FULL", "HDRS"}:

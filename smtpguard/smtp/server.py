@@ -92,6 +92,7 @@ class ServerDialogue:
 
     __slots__ = (
         "_early",
+        "_held",
         "_hostname",
         "_issued",
         "_lmtp",
@@ -126,6 +127,7 @@ class ServerDialogue:
         self._phase = _Phase.COMMANDS
         self._progress = Progress()
         self._issued: deque[Slot] = deque()
+        self._held: bytes | LineFault | None = None
         self._early = False
 
     @property
@@ -151,7 +153,7 @@ class ServerDialogue:
     @property
     def pending(self) -> bool:
         """Octets have come in that no slot has used."""
-        return self._reader.pending
+        return self._held is not None or self._reader.pending
 
     def greeting(self) -> Reply:
         """The 220; a client that talked before it hears 554 at its first command (EXT-24)."""
@@ -164,7 +166,8 @@ class ServerDialogue:
             self._reader.feed(octets)
 
     def next_group(self) -> list[Slot]:
-        """Every complete command received, at most MAX_GROUP, ending after one that synchronises; [] if none.
+        """Every complete command received, at most MAX_GROUP, ending after one that synchronises, and before a MAIL
+        that stands on the outcome of another; [] if none.
 
         The slots before must be settled, content read to its end and a handshake done: LocalProtocolError.
         """
@@ -173,10 +176,14 @@ class ServerDialogue:
         group: list[Slot] = []
         ahead = self._progress
         while len(group) < MAX_GROUP and self._phase is _Phase.COMMANDS:
-            line = self._reader.next_line()
+            line, self._held = self._held or self._reader.next_line(), None
             if line is None:
                 break
             slot = self._slot(line, ahead)
+            open_mail = any(isinstance(one.command, Mail) and one.reply is None for one in group)
+            if isinstance(slot.command, Mail) and ahead.in_transaction and open_mail:
+                self._held = line  # whether this one is nested depends on what the one before hears
+                break
             group.append(slot)
             if slot.closes or isinstance(slot.command, _ENDS_GROUP):
                 break
@@ -303,6 +310,10 @@ class ServerDialogue:
                 self._phase = _Phase.HANDSHAKE
 
 
+def _has_open_mail(group: list[Slot]) -> bool:
+    return any(isinstance(slot.command, Mail) and slot.reply is None for slot in group)
+
+
 def _talks_early(slot: Slot) -> bool:
     """May nothing follow this command before its reply was seen?  (EXT-24)
 
@@ -325,9 +336,9 @@ def _fault(fault: LineFault) -> BadCommand:
     match fault.kind:
         case LineFaultKind.LINE_TOO_LONG:
             if fault.head[:5].upper() == b"AUTH ":  # RFC 4954 §4
-                return BadCommand(Reply.of(500, "5.5.6", "the AUTH line is too long"))
-            return BadCommand(Reply.of(500, "5.5.2", "the line is too long"))
+                return BadCommand(Reply.of(500, "5.5.6", "the AUTH line is too long"), fault.kind)
+            return BadCommand(Reply.of(500, "5.5.2", "the line is too long"), fault.kind)
         case LineFaultKind.BARE_NEWLINE:
-            return BadCommand(Reply.of(500, "5.5.2", "a bare CR or LF is in the line"))
+            return BadCommand(Reply.of(500, "5.5.2", "a bare CR or LF is in the line"), fault.kind)
         case LineFaultKind.NUL:
-            return BadCommand(Reply.of(500, "5.5.2", "a NUL is in the line"))
+            return BadCommand(Reply.of(500, "5.5.2", "a NUL is in the line"), fault.kind)

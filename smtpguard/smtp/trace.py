@@ -10,6 +10,7 @@ from ipaddress import IPv6Address, ip_address
 from types import MappingProxyType
 
 from smtpguard.names import NameInvalid, parse_domain
+from smtpguard.smtp.forwarded import ClientIdentity, NameMissing
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -90,30 +91,86 @@ def received_line(
     tls: str,
     group: str,
     date: datetime,
+    from_host: str = "",
+    tls_version: str = "",
+    tls_bits: int = 0,
 ) -> bytes:
     """The Received field, folded, with its final CRLF.
 
     `from_name` is what the client said in EHLO, empty where it said nothing; `from_address` its IP address,
-    empty for a unix socket.  `for_` is the recipient as `user@domain` or `<user@domain>`, and None where
-    there are several (naming them would show each to the others).  `tls` is the suite by IANA's or
-    OpenSSL's name, empty without TLS; an unknown suite is left out.  `date` must be aware; raises
-    ValueError.
+    empty for a unix socket; `from_host` the confirmed name of that address, if any.  `for_` is the recipient
+    as `user@domain` or `<user@domain>`, and None where there are several (naming them would show each to the
+    others).  `tls` is the suite by IANA's or OpenSSL's name, empty without TLS; an unknown suite has no
+    clause.  With `tls_version` (`TLSv1.3`) a comment tells people what the clause tells programs, the suite
+    under the name it was given by.  `date` must be aware; raises ValueError.
     """
     utf8 = with_.startswith("UTF8")
     literal = _literal(from_address)
     name = _shown_name(from_name, utf8) or literal or "unknown"
-    lines = [
-        f"Received: from {name}{f' ({literal})' if literal else ''}",
-        f"by {_shown_name(by.encode(), utf8) or 'unknown'} with {with_} id {_NOT_ATOM.sub('?', id[:64])}",
-    ]
+    host = _shown_name(from_host.encode(), utf8)
+    proven = " ".join(part for part in (host, literal) if part)
+    lines = [f"Received: from {name}{f' ({proven})' if literal else ''}"]
+    if tls_version:
+        lines.append(_tls_comment(tls_version, tls, tls_bits, group))
+    lines.append(f"by {_shown_name(by.encode(), utf8) or 'unknown'} with {with_} id {_word(id)}")
     if for_ is not None and (path := _shown_path(for_, utf8)):
         lines.append(f"for {path}")
     if suite := tls if _IANA_SUITE.fullmatch(tls) else _IANA_SUITES.get(tls, ""):
         clause = f"tls {suite}"
         if group:
-            clause += f" group {_NOT_ATOM.sub('?', _IANA_GROUPS.get(group, group)[:64])}"
+            clause += f" group {_group(group)}"
         lines.append(clause)
     return ("\r\n\t".join(lines) + ";\r\n\t" + _date(date) + "\r\n").encode()
+
+
+def received_from(
+    identity: ClientIdentity,
+    *,
+    by: str,
+    id: str,  # noqa: A002 - the clause's own name
+    for_: str | None,
+    date: datetime,
+    auth: bool = False,
+    utf8: bool = False,
+) -> bytes:
+    """The Received field of a message from the Internet: the client is who the MTA is told it is (PXY-11).
+
+    `auth`: the MTA accepted AUTH (its user name stays out); `utf8`: the transaction has SMTPUTF8.  The rest
+    as in received_line.
+    """
+    tls = identity.tls
+    return received_line(
+        from_name=identity.helo,
+        from_address=str(identity.address) if identity.address is not None else "",
+        from_host="" if isinstance(identity.name, NameMissing) else identity.name,
+        by=by,
+        with_=protocol_word(lmtp=False, extended=identity.extended, tls=tls is not None, auth=auth, utf8=utf8),
+        id=id,
+        for_=for_,
+        tls=tls.cipher if tls is not None else "",
+        group=tls.group if tls is not None else "",
+        date=date,
+        tls_version=(tls.version or "TLS") if tls is not None else "",
+        tls_bits=tls.bits if tls is not None else 0,
+    )
+
+
+def _tls_comment(version: str, cipher: str, bits: int, group: str) -> str:
+    """`(using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 (256 bits) key-exchange x25519)`."""
+    text = f"using {_word(version)}"
+    if cipher:
+        text += f" with cipher {_word(cipher)}" + (f" ({bits} bits)" if bits else "")
+    if group:
+        text += f" key-exchange {_group(group)}"
+    return f"({text})"
+
+
+def _group(group: str) -> str:
+    return _word(_IANA_GROUPS.get(group, group))
+
+
+def _word(text: str) -> str:
+    return _NOT_ATOM.sub("?", text[:64])
 
 
 def _literal(address: str) -> str:
@@ -143,9 +200,9 @@ def _shown_name(name: bytes, utf8: bool) -> str:
 def _shown_path(path: str, utf8: bool) -> str:
     """`path` in angle brackets, or '' where it cannot be written here: the clause is optional."""
     path = path if path.startswith("<") and path.endswith(">") else f"<{path}>"
-    if len(path) > _MAX_PATH or not path.isprintable() or not (utf8 or path.isascii()):
+    if not path.isprintable() or not (utf8 or path.isascii()):
         return ""
-    return path
+    return path if len(path.encode()) <= _MAX_PATH else ""
 
 
 def _date(date: datetime) -> str:

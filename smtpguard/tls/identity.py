@@ -66,6 +66,16 @@ def presented_names(leaf: Certificate) -> tuple[str, ...]:
     return tuple(shown)
 
 
+def dns_names(leaf: Certificate) -> tuple[str, ...]:
+    """Every DNS name of the certificate that can name a host, normalised and once; a wildcard keeps its `*.`."""
+    found: dict[str, None] = {}
+    for kind, value in _presented(leaf):
+        name = _normalised(value) if kind == _DNS_NAME else ""
+        if _is_domain(_wildcard(name) or name):
+            found[name] = None
+    return tuple(found)
+
+
 def _presented(leaf: Certificate) -> Sequence[tuple[int, bytes]]:
     """The dNSName and iPAddress entries before the first octet that is no element; other kinds are left
     out."""

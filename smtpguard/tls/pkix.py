@@ -62,12 +62,11 @@ _NO_CHECK_TIME = 0x200000
 
 _KEY_USAGE = b"\x55\x1d\x0f"  # 2.5.29.15
 _EXTENDED_KEY_USAGE = b"\x55\x1d\x25"  # 2.5.29.37
-_SERVER_AUTH = b"\x2b\x06\x01\x05\x05\x07\x03\x01"  # 1.3.6.1.5.5.7.3.1
 # RFC 5280 extensions that may be critical: key usage, alternative names, basic and name constraints, CRL
 # points, policies (mappings, constraints, inhibitAnyPolicy), extended key usage.
 _UNDERSTOOD = frozenset(b"\x55\x1d" + bytes([n]) for n in (15, 17, 18, 19, 30, 31, 32, 33, 36, 37, 54))
-# digitalSignature, keyEncipherment, keyAgreement: one of them serves in a TLS handshake.
-_TLS_KEY_USAGE = 0x80 | 0x20 | 0x08
+# Bits of keyUsage.
+_DIGITAL_SIGNATURE, _KEY_ENCIPHERMENT, _KEY_AGREEMENT = 0x80, 0x20, 0x08
 
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
@@ -82,6 +81,16 @@ def error_name(code: int) -> str:
     """`X509_V_ERR_CERT_HAS_EXPIRED` for 10, and so on: the failure-reason-code of RFC 8460."""
     names = _ERROR_NAMES.split()
     return f"X509_V_ERR_{names[code] if 0 < code < len(names) else code}"
+
+
+class Purpose(Enum):
+    """What the leaf is for: its extended key usage, and the bits of which its key usage must have one (RFC 5280
+    §4.2.1.3, §4.2.1.12; as OpenSSL's `sslserver` and `sslclient`)."""
+
+    SERVER = (b"\x2b\x06\x01\x05\x05\x07\x03\x01", _DIGITAL_SIGNATURE | _KEY_ENCIPHERMENT | _KEY_AGREEMENT)
+    """1.3.6.1.5.5.7.3.1"""
+    CLIENT = (b"\x2b\x06\x01\x05\x05\x07\x03\x02", _DIGITAL_SIGNATURE | _KEY_AGREEMENT)
+    """1.3.6.1.5.5.7.3.2"""
 
 
 class PkixCause(Enum):
@@ -166,9 +175,11 @@ def _system_bundle() -> Path:
     )
 
 
-def verify_pkix(chain: CertChain, roots: RootStore, now: datetime) -> PkixVerified | PkixFailed:
-    """Is there a path from the leaf to one of `roots`, good for a TLS server at `now` (aware)?"""
-    return validate_path(chain.leaf, chain.rest, roots.at(now))
+def verify_pkix(
+    chain: CertChain, roots: RootStore, now: datetime, purpose: Purpose = Purpose.SERVER
+) -> PkixVerified | PkixFailed:
+    """Is there a path from the leaf to one of `roots`, good for a TLS server (or client) at `now` (aware)?"""
+    return validate_path(chain.leaf, chain.rest, roots.at(now), purpose)
 
 
 def verify_under_anchor(
@@ -202,7 +213,7 @@ def verify_under_anchor(
 
 
 def validate_path(
-    leaf: Certificate, others: Sequence[Certificate], store: crypto.X509Store
+    leaf: Certificate, others: Sequence[Certificate], store: crypto.X509Store, purpose: Purpose = Purpose.SERVER
 ) -> PkixVerified | PkixFailed:
     """A path from `leaf` over `others` into `store`, then purpose and strength of each certificate on it."""
     try:
@@ -222,7 +233,7 @@ def validate_path(
         return _failed(1, "the path could not be built")
     for depth, certificate in enumerate(path):
         try:
-            fault = _purpose_fault(certificate, depth) or _strength_fault(certificate, depth, len(path))
+            fault = _purpose_fault(certificate, depth, purpose) or _strength_fault(certificate, depth, len(path))
         except (MalformedCertificateError, MalformedDerError) as error:
             return _failed(1, f"{error} at depth {depth}")
         if fault is not None:
@@ -237,7 +248,7 @@ def verify_leaf_under_key(leaf: Certificate, now: datetime) -> PkixVerified | Pk
         crypto.load_certificate(crypto.FILETYPE_ASN1, leaf.der)
         unknown = any(e.critical and e.oid not in _UNDERSTOOD for e in leaf.fields.extensions)
         fault = _UNHANDLED_CRITICAL if unknown else date_fault(leaf, now)
-        fault = fault or _purpose_fault(leaf, 0) or _strength_fault(leaf, 0, 2)
+        fault = fault or _purpose_fault(leaf, 0, Purpose.SERVER) or _strength_fault(leaf, 0, 2)
     except (crypto.Error, MalformedCertificateError, MalformedDerError):
         return _failed(1, "the certificate cannot be read")
     return PkixVerified((leaf,)) if fault is None else _failed(fault, _at(0, leaf))
@@ -253,16 +264,17 @@ def date_fault(certificate: Certificate, now: datetime) -> int | None:
         return _EXPIRED
 
 
-def _purpose_fault(certificate: Certificate, depth: int) -> int | None:
-    """RFC 5280 §4.2.1.3, §4.2.1.12, as OpenSSL reads them for `sslserver`: an extended key usage limits every
-    certificate of the path, not the leaf alone."""
+def _purpose_fault(certificate: Certificate, depth: int, purpose: Purpose) -> int | None:
+    """RFC 5280 §4.2.1.3, §4.2.1.12, as OpenSSL reads them: an extended key usage limits every certificate of
+    the path, not the leaf alone."""
+    wanted, bits = purpose.value
     extended = certificate.extension(_EXTENDED_KEY_USAGE)
     if extended is not None:
         purposes = {element.content for element in elements(read_one(extended.value, SEQUENCE).content)}
-        if _SERVER_AUTH not in purposes:
+        if wanted not in purposes:
             return _INVALID_PURPOSE
     usage = certificate.extension(_KEY_USAGE) if depth == 0 else None
-    if usage is not None and not _first_bits(read_one(usage.value, BIT_STRING).content) & _TLS_KEY_USAGE:
+    if usage is not None and not _first_bits(read_one(usage.value, BIT_STRING).content) & bits:
         return _INVALID_PURPOSE
     return None
 

@@ -197,6 +197,21 @@ def test_open_slots_are_the_callers() -> None:
     assert [slot.reply is None for slot in group] == [True, True, False, True, True, True]
 
 
+@pytest.mark.parametrize(("code", "second"), [(250, 503), (550, None)])
+def test_a_mail_that_stands_on_an_open_one_waits_for_its_reply(code: int, second: int | None) -> None:
+    """SMTP-06: a refused MAIL changes nothing, so the next is no nested one, in one segment as in two."""
+    server = dialogue()
+    run(server, b"EHLO x\r\n")
+    server.receive(b"MAIL FROM:<>\r\nMAIL FROM:<>\r\n")
+    (first,) = server.next_group()
+    assert server.pending
+    first.reply = Reply.of(code, "", "said")
+    server.settle([first])
+    (nested,) = server.next_group()
+    assert (nested.reply.code if nested.reply else None) == second
+    assert not server.pending
+
+
 def test_a_refused_mail_refuses_what_stood_on_it() -> None:
     """INV-07: the group was judged in hope; the replies are by what was."""
     server = dialogue()

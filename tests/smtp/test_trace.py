@@ -4,13 +4,16 @@ import email
 import re
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpguard.smtp.trace import protocol_word, received_line
+from smtpguard.names import Domain
+from smtpguard.smtp.forwarded import ClientCertificate, ClientIdentity, ClientTls, NameMissing, plan_xclient
+from smtpguard.smtp.trace import protocol_word, received_from, received_line
 
 DATE = datetime(2026, 11, 3, 9, 5, 7, tzinfo=UTC)
 
@@ -150,3 +153,140 @@ def test_trc_06_u_labels_only_where_smtputf8_is_in_force() -> None:
     assert line(from_name=b"b\xfccher", with_="UTF8SMTPS").startswith(b"Received: from b?cher (")
     assert "for <jürgen@example.com>".encode() in line(for_="jürgen@example.com", with_="UTF8SMTP")
     assert b"\tfor" not in line(for_="jürgen@example.com", with_="ESMTP")
+
+
+def test_trc_05_a_path_in_utf8_is_measured_in_octets() -> None:
+    """TRC-05: 500 characters may be 2000 octets, and no line has more than 998 (RFC 5322 §2.1.1)."""
+    face = "\N{GRINNING FACE}"
+    assert b"\tfor" not in line(for_=face * 300 + "@example.com", with_="UTF8SMTP")
+    assert b"\tfor" in line(for_=face * 100 + "@example.com", with_="UTF8SMTP")
+
+
+# -- the line of a message from the Internet
+
+TLS = ClientTls("TLSv1.3", "TLS_AES_256_GCM_SHA384", 256, "X25519", "mx1.example.org")
+CLIENT = ClientIdentity(
+    address=ip_address("192.0.2.79"),
+    port=40025,
+    name=Domain("client.example.org"),
+    reverse_name=Domain("client.example.org"),
+    helo=b"mail.example.org",
+    extended=True,
+    tls=TLS,
+    session="3f9q2a01c",
+)
+
+
+def inbound(identity: ClientIdentity = CLIENT, **changes: object) -> bytes:
+    arguments: dict[str, object] = {
+        "by": "mx1.example.net",
+        "id": "3f9q2a01c.1",
+        "for_": "<user@example.com>",
+        "date": DATE,
+    }
+    return received_from(identity, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_trc_02_the_inbound_line_whole() -> None:
+    """TRC-01, TRC-02, TRC-04, PXY-11: who it was and how it came, for people and for programs."""
+    assert inbound() == (
+        b"Received: from mail.example.org (client.example.org [192.0.2.79])\r\n"
+        b"\t(using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 (256 bits) key-exchange x25519)\r\n"
+        b"\tby mx1.example.net with ESMTPS id 3f9q2a01c.1\r\n"
+        b"\tfor <user@example.com>\r\n"
+        b"\ttls TLS_AES_256_GCM_SHA384 group x25519;\r\n"
+        b"\tTue, 3 Nov 2026 09:05:07 +0000\r\n"
+    )
+
+
+def test_trc_02_a_client_in_clear_without_confirmed_name() -> None:
+    """TRC-02: a PTR name that does not lead back is worth nothing, and is not shown."""
+    identity = ClientIdentity(
+        address=ip_address("2001:db8::1"), reverse_name=Domain("fake.example.net"), helo=b"mail.example.org"
+    )
+    assert inbound(identity, for_=None) == (
+        b"Received: from mail.example.org ([IPv6:2001:db8::1])\r\n"
+        b"\tby mx1.example.net with SMTP id 3f9q2a01c.1;\r\n"
+        b"\tTue, 3 Nov 2026 09:05:07 +0000\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("extended", "tls", "auth", "utf8", "word"),
+    [
+        (False, None, False, False, b"SMTP"),
+        (True, None, False, False, b"ESMTP"),
+        (True, TLS, False, False, b"ESMTPS"),
+        (True, None, True, False, b"ESMTPA"),
+        (True, TLS, True, False, b"ESMTPSA"),
+        (True, TLS, True, True, b"UTF8SMTPSA"),
+        (True, None, False, True, b"UTF8SMTP"),
+    ],
+)
+def test_trc_03_the_inbound_session_as_it_is(
+    extended: bool, tls: ClientTls | None, auth: bool, utf8: bool, word: bytes
+) -> None:
+    identity = ClientIdentity(address=CLIENT.address, helo=b"a.example", extended=extended, tls=tls)
+    assert b"with " + word + b" id" in inbound(identity, auth=auth, utf8=utf8)
+
+
+@pytest.mark.parametrize(
+    ("tls", "comment", "clause"),
+    [
+        (ClientTls("TLSv1.2", "ECDHE-RSA-AES128-GCM-SHA256", 128, "prime256v1"),
+         b"(using TLSv1.2 with cipher ECDHE-RSA-AES128-GCM-SHA256 (128 bits) key-exchange secp256r1)",
+         b"tls TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 group secp256r1;"),
+        (ClientTls("TLSv1.3", "TLS_AES_128_GCM_SHA256", 0, "X25519MLKEM768"),
+         b"(using TLSv1.3 with cipher TLS_AES_128_GCM_SHA256 key-exchange X25519MLKEM768)",
+         b"tls TLS_AES_128_GCM_SHA256 group X25519MLKEM768;"),
+        (ClientTls("TLSv1.2", "UNHEARD-OF"), b"(using TLSv1.2 with cipher UNHEARD-OF)", b""),
+        (ClientTls(""), b"(using TLS)", b""),
+    ],
+)  # fmt: skip
+def test_trc_04_comment_and_clause_agree(tls: ClientTls, comment: bytes, clause: bytes) -> None:
+    written = inbound(ClientIdentity(address=CLIENT.address, helo=b"a.example", extended=True, tls=tls))
+    assert b"\r\n\t" + comment + b"\r\n" in written
+    assert (b"\ttls " in written) is bool(clause)
+    assert clause in written
+
+
+def test_trc_05_certificates_and_user_names_stay_inside() -> None:
+    certificate = ClientCertificate("Internal Name", verified=True)
+    tls = ClientTls("TLSv1.3", sni="internal.example", certificate=certificate)
+    written = inbound(ClientIdentity(address=CLIENT.address, helo=b"a.example", extended=True, tls=tls), auth=True)
+    assert b"nternal" not in written
+
+
+@given(
+    texts=st.tuples(*[st.text(max_size=300)] * 3),
+    helo=st.binary(max_size=300),
+    name=st.text(max_size=300),
+    utf8=st.booleans(),
+)
+def test_trc_05_names_and_tls_words_add_no_line(texts: tuple[str, ...], helo: bytes, name: str, utf8: bool) -> None:
+    """TRC-05, PXY-11: also a name from the DNS (nginx CVE-2026-28753) and what a load balancer says of TLS."""
+    version, cipher, group = texts
+    identity = ClientIdentity(
+        address=CLIENT.address,
+        name=Domain(name),
+        helo=helo,
+        extended=True,
+        tls=ClientTls(version, cipher, 128, group),
+    )
+    written = inbound(identity, utf8=utf8, for_=None).decode()
+    lines = written.split("\r\n")
+    assert lines.pop() == ""
+    assert len(lines) in (4, 5)
+    assert all(text.startswith("\t") for text in lines[1:])
+    assert re.fullmatch(r"Received: from [^\s();]+ \(([^\s();]+ )?\[192\.0\.2\.79\]\)", lines[0])
+    assert re.fullmatch(
+        r"\t\(using [^\s();]+( with cipher [^\s();]+ \(128 bits\))?( key-exchange [^\s();]+)?\)", lines[1]
+    )
+    assert all(len(text.encode()) <= 998 for text in lines)
+
+
+def test_pxy_11_the_mta_and_the_trace_line_hear_the_same_client() -> None:
+    for address in ("::ffff:192.0.2.79", "192.0.2.79"):
+        identity = ClientIdentity(address=ip_address(address), name=NameMissing.TEMPORARY, helo=b"a (b) ADDR=1.2.3.4")
+        assert b"from a??b??ADDR?1.2.3.4 ([192.0.2.79])\r\n" in inbound(identity)
+        assert plan_xclient(identity, "HELO ADDR") == (b"XCLIENT HELO=a+20(b)+20ADDR+3D1.2.3.4 ADDR=192.0.2.79",)

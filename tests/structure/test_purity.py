@@ -24,6 +24,15 @@ PURE = (
     "smtpguard.mtasts.parse",
     "smtpguard.policy.engine",
     "smtpguard.outbound.routes",
+    "smtpguard.policy.inbound",
+    "smtpguard.policy.scopes",
+    "smtpguard.smtp.forwarded",
+    "smtpguard.smtp.proxy_header",
+    "smtpguard.tls.clienthello",
+    "smtpguard.tls.client_identity",
+    "smtpguard.inbound.relay",
+    "smtpguard.inbound.manners",
+    "smtpguard.inbound.gate",
 )
 
 FORBIDDEN = (
