@@ -21,7 +21,7 @@ import trio
 from smtpguard.clock import Clock
 from smtpguard.dns.records import LookupFailed, RdType, Security
 from smtpguard.dns.resolver import Lookups
-from smtpguard.events import Emit, StsEvent
+from smtpguard.events import Emit, StsAlert, StsEvent
 from smtpguard.mtasts.entries import Entry, Shelf
 from smtpguard.mtasts.fetch import FetchedPolicy
 from smtpguard.mtasts.flights import Fetch, Flight, Flights, overload
@@ -144,7 +144,9 @@ class StsCache:
     async def recheck(self, domain: Domain) -> bool:
         """After a failure that `enforce` caused: does the domain announce another policy now?  (§5.1)
 
-        If so it is being fetched when this returns, in time for the retry that a transient failure brings.
+        If so it is being fetched when this returns, in time for the retry that a transient failure brings.  The TXT
+        record comes from the resolver's cache while it lives: a new policy counts once "the TXT record's TTL has
+        passed" (§8.1), and a stream of failing mail must not become a stream of queries.
         """
         found = await self._find_id(domain)
         cached = self._unexpired(domain)
@@ -185,7 +187,7 @@ class StsCache:
                 # In a signed zone a look-up that goes on failing is an attack rather than a broken server.
                 if security is not Security.INSECURE or now - first <= self._settings.grace_seconds:
                     return replace(failure, defer=True)
-                self._report("grace", domain, failure)
+                self._report("grace", domain, failure, alert=True)
                 return failure
             case _:
                 assert_never(self._settings.txt_tempfail)
@@ -228,7 +230,8 @@ class StsCache:
             return NoSts()
         policy = entry.as_policy(failure)
         if failure is not None and told != entry.told:
-            self._report(event, entry.domain, failure, policy=entry.policy)
+            missing = event == "txt_missing_cached"  # who took the record away, the domain or an attacker?
+            self._report(event, entry.domain, failure, policy=entry.policy, alert=missing)
         return policy
 
     def _unexpired(self, domain: Domain) -> Entry | None:
@@ -241,7 +244,8 @@ class StsCache:
     def _expire(self, entry: Entry) -> None:
         self._shelf.drop(entry.domain)
         if entry.mode is not Mode.NONE:
-            self._say("expired", entry.domain, entry.policy, f"last fetched {entry.fetched:%Y-%m-%dT%H:%M:%SZ}")
+            detail = f"last fetched {entry.fetched:%Y-%m-%dT%H:%M:%SZ}"
+            self._say("expired", entry.domain, entry.policy, detail, alert=True)
 
     # -- the service
 
@@ -303,7 +307,7 @@ class StsCache:
         )
         previous = self._shelf.get(flight.domain)
         for evicted in self._shelf.put(entry, fetched.octets, now):
-            self._say("forgotten", evicted.domain, evicted.policy, "the cache is full")
+            self._say("forgotten", evicted.domain, evicted.policy, "the cache is full", alert=True)
         self._say("refreshed" if flight.refresh else "fetched", flight.domain, policy)
         if policy.mode is Mode.NONE and (previous is None or previous.mode is not Mode.NONE):
             self._say("mode_none", flight.domain, policy)
@@ -318,7 +322,7 @@ class StsCache:
         again = self._jittered(self._settings.refresh_retry_seconds)
         self._shelf.note(replace(cached, refresh_at=again, failure=failure))
         if cached.mode is not Mode.NONE:  # RFC 8461 §3.3: no alert for a policy that asks for nothing
-            self._report("refresh_failed", domain, failure, policy=cached.policy, expires=cached)
+            self._report("refresh_failed", domain, failure, policy=cached.policy, expires=cached, alert=True)
 
     def _jittered(self, seconds: float) -> float:
         return self._clock.monotonic() + seconds * self._random.uniform(0.9, 1.1)
@@ -359,8 +363,9 @@ class StsCache:
 
     # -- events
 
-    def _say(self, event: str, domain: Domain, policy: ParsedPolicy, detail: str = "") -> None:
-        self._emit(StsEvent(event=event, domain=domain, detail=printable(detail), policy_string=policy.lines))
+    def _say(self, event: str, domain: Domain, policy: ParsedPolicy, detail: str = "", *, alert: bool = False) -> None:
+        kind = StsAlert if alert else StsEvent
+        self._emit(kind(event=event, domain=domain, detail=printable(detail), policy_string=policy.lines))
 
     def _report(
         self,
@@ -370,12 +375,14 @@ class StsCache:
         *,
         policy: ParsedPolicy | None = None,
         expires: Entry | None = None,
+        alert: bool = False,
     ) -> None:
         """A failure; with `policy` it did not take the cached policy away (RFC 8460: info)."""
+        kind = StsAlert if alert else StsEvent
         code = failure.failure_code if policy is None else f"{failure.failure_code}+cached-policy"
         until = f"; the cached policy ends {expires.expires:%Y-%m-%dT%H:%M:%SZ}" if expires is not None else ""
         self._emit(
-            StsEvent(
+            kind(
                 event=event,
                 domain=domain,
                 result_type=failure.code.result_type.value if failure.code.result_type is not None else "",

@@ -12,12 +12,17 @@ from OpenSSL import SSL
 
 from smtpguard.names import Domain
 from smtpguard.net.wire import Wire, WireLost
+from smtpguard.reasons import printable
 from smtpguard.smtp.client import ClientDialogue
 from smtpguard.smtp.extensions import Extensions
 from smtpguard.smtp.framing import RemoteProtocolError
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
 from smtpguard.tls.outcome import StartTls, TlsOutcome
+
+_PIPELINED_LINES = 100
+"""Command lines written before their replies are read: their replies fit into any receive buffer, so that the two sides
+never both wait to be read (RFC 2920 §3.1)."""
 
 
 class ClientLink:
@@ -35,6 +40,12 @@ class ClientLink:
         """What the server offered in its last EHLO."""
         return self._dialogue.extensions
 
+    @property
+    def is_alive(self) -> bool:
+        """Is an idle dialogue in step and its connection good?  Asks the kernel once, without waiting."""
+        in_step = not self._dialogue.pending and not self._dialogue.owed
+        return in_step and self.wire.interrupted is None and self.wire.is_alive()
+
     async def reply(self) -> Reply:
         """The next owed reply.  Raises WireLost, RemoteProtocolError, Interrupted."""
         while (reply := self._dialogue.next_reply()) is None:
@@ -45,18 +56,34 @@ class ClientLink:
         return reply
 
     async def exchange(self, lines: Sequence[bytes]) -> list[Reply]:
-        """One reply for each command line, in order; pipelined where the server offers it (RFC 2920)."""
-        if self._dialogue.extensions.has("PIPELINING"):
-            await self.wire.send(self._dialogue.request(*lines))
-            return [await self.reply() for _ in lines]
-        replies = []
-        for line in lines:
-            await self.wire.send(self._dialogue.request(line))
-            replies.append(await self.reply())
+        """One reply for each command line, in order; pipelined where the server offers it (RFC 2920).
+
+        Raises as `reply`; a 421 that ended the dialogue early is told in the WireLost.
+        """
+        width = _PIPELINED_LINES if self._dialogue.extensions.has("PIPELINING") else 1
+        replies: list[Reply] = []
+        try:
+            for start in range(0, len(lines), width):
+                batch = lines[start : start + width]
+                await self.wire.send(self._dialogue.request(*batch))
+                for _ in batch:
+                    replies.append(await self.reply())  # noqa: PERF401  -- those before a loss count
+        except WireLost as lost:
+            if replies and replies[-1].code == 421:
+                raise WireLost(printable(f"it said {replies[-1]}")) from lost
+            raise
         return replies
 
-    async def hello(self, name: str, *, may_fall_back: bool) -> Reply:
-        """EHLO, and HELO where that is refused for good and the level allows it (SMTP-04)."""
+    async def request(self, lines: Sequence[bytes]) -> None:
+        """Send command lines at once, to a server that offers PIPELINING; each is owed a `reply`."""
+        await self.wire.send(self._dialogue.request(*lines))
+
+    async def hello(self, name: str, *, may_fall_back: bool, extended: bool = True) -> Reply:
+        """EHLO, and HELO where that is refused for good and the level allows it (SMTP-04), or not `extended`."""
+        if not extended:
+            self.esmtp = False
+            (reply,) = await self.exchange([b"HELO " + name.encode("ascii")])
+            return reply
         (reply,) = await self.exchange([b"EHLO " + name.encode("ascii")])
         self.esmtp = reply.is_positive
         if reply.is_positive:
@@ -92,20 +119,36 @@ class ClientLink:
         self._dialogue.expect_reply()
         await self.wire.send(octets)
 
+    def early_reply(self) -> Reply | None:
+        """What the server said inside the content, before its reply was owed; None where it is silent, as it should be.
+        Does not wait.  Raises WireLost where it closed, RemoteProtocolError where it said half a reply.
+        """
+        owed = self._dialogue.owed
+        self._dialogue.owed = max(owed, 1)
+        while (reply := self._dialogue.next_reply()) is None:
+            octets = self.wire.receive_nowait()
+            if octets is None:
+                if self._dialogue.pending:
+                    raise RemoteProtocolError("part of a reply before the end of data")
+                self._dialogue.owed = owed
+                return None
+            if not octets:
+                raise WireLost("the connection was closed")
+            self._dialogue.receive(octets)
+        return reply
+
+    def expect_reply(self) -> None:
+        """A reply is owed for what goes by `send`: a chunk (RFC 3030 §2)."""
+        self._dialogue.expect_reply()
+
     def late_reply(self) -> Reply | None:
         """What the server said before it was lost, or None: read after a failed send, without waiting for
         more.
         """
-        self._dialogue.owed = max(self._dialogue.owed, 1)
         try:
-            while (reply := self._dialogue.next_reply()) is None:
-                octets = self.wire.receive_nowait()
-                if not octets:
-                    return None
-                self._dialogue.receive(octets)
+            return self.early_reply()
         except (WireLost, RemoteProtocolError):
             return None
-        return reply
 
     def quit(self) -> None:
         """QUIT without waiting, then close: for a dialogue whose outcome is settled."""

@@ -1,8 +1,7 @@
-"""Where do we listen, and how does a connection become a session?  (systemd sd_listen_fds(3), sd_notify(3))
+"""Where do we listen?  (systemd sd_listen_fds(3), sd_notify(3), unix(7))
 
-Binding fails with one line that names the address and the way out.  Accepting never fails for good: without
-a free descriptor or session slot it pauses, so that the MTA waits in the kernel's queue instead of being
-turned away.
+Binding fails with one line that names the address and the way out.  What is bound here is left clean: the file of a
+Unix socket goes with it, unless somebody else's stands there by then.  Inherited sockets are systemd's to remove.
 """
 
 import errno
@@ -10,26 +9,19 @@ import grp
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import trio
-
-from smtpguard.clock import Clock
-from smtpguard.events import AcceptPaused, Emit, InternalError
 from smtpguard.names import IpAddress, NameInvalid, parse_address
-from smtpguard.net.sessions import Sessions
-from smtpguard.net.wire import Endpoint, Interrupted, Wire, WireLost
+from smtpguard.net.accept import serve as serve  # what one does with a listener
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.reasons import printable
 
 BACKLOG: Final = 1024
-PAUSE_SECONDS: Final = 0.1
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _PATH_OCTETS: Final = 107  # unix(7): sun_path with its final NUL
-_NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_UNUSABLE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
 
 class BindInvalid(ValueError):
@@ -210,13 +202,42 @@ def _way_out(bind: Bind, error: OSError) -> str:
             return error.strerror or str(error)
 
 
+class UnixListener(socket.socket):
+    """A bound Unix socket whose file goes when it closes, unless the file is another's by then: a successor may have
+    removed ours as stale and bound its own.
+    """
+
+    __slots__ = ("_file",)
+
+    def __init__(self) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._file: tuple[str, int, int] | None = None
+
+    def bind(self, address: Any, /) -> None:
+        """As of any socket; remembers which file it made."""
+        super().bind(address)
+        made = os.lstat(address)
+        self._file = (address, made.st_dev, made.st_ino)
+
+    def close(self) -> None:
+        """Close, and unlink the file if it is still ours."""
+        file, self._file = self._file, None
+        if file is not None:
+            path, device, inode = file
+            with suppress(OSError):  # gone already, or the directory is not ours to change
+                there = os.lstat(path)
+                if (there.st_dev, there.st_ino) == (device, inode):
+                    os.unlink(path)
+        super().close()
+
+
 def _open_unix(bind: Bind) -> socket.socket:
     """Bind, give to the group, open the mode, and only then listen: nobody can connect before the
     permissions stand.
     """
     gid = _gid(bind)
     _remove_stale(bind)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = UnixListener()
     try:
         try:
             sock.bind(bind.path)
@@ -278,100 +299,6 @@ def _unix_way_out(bind: Bind, error: OSError) -> str:
             return "a socket that we may not remove is there; remove it"
         case _:
             return error.strerror or str(error)
-
-
-async def serve(
-    listener: socket.socket,
-    session: Callable[[Wire], Awaitable[object]],
-    *,
-    name: str,
-    slots: trio.Semaphore,
-    sessions: Sessions,
-    nursery: trio.Nursery,
-    clock: Clock,
-    emit: Emit,
-    farewell: bytes = b"",
-) -> None:
-    """Accept until cancelled; each connection becomes a task of `nursery`, so that sessions outlive the
-    accepting.
-
-    `slots` is the number of sessions, shared by listeners if so wished; while none is free, accepting
-    pauses. A session gets its Wire and need not close it.  `farewell` is written, if it can be, when a
-    session dies of a bug.
-    """
-    paused = False
-
-    def pause(detail: str) -> None:
-        nonlocal paused
-        if not paused:  # one event per pause, not ten a second
-            emit(AcceptPaused(listener=name, detail=detail))
-        paused = True
-
-    while True:
-        await trio.lowlevel.wait_readable(listener)
-        if slots.value == 0:
-            pause("the maximum of sessions is reached")
-        await slots.acquire()
-        try:
-            sock, peer = listener.accept()
-        except OSError as error:
-            slots.release()
-            if error.errno in _NO_RESOURCES:
-                pause(printable(error.strerror or "no descriptor is free"))
-                await trio.sleep(PAUSE_SECONDS)
-            elif error.errno in _UNUSABLE:
-                raise
-            continue  # EAGAIN, ECONNABORTED and the network errors of accept(2) belong to one connection
-        if slots.value > 0:
-            paused = False
-        nursery.start_soon(_run_session, sock, peer, session, name, slots, sessions, clock, emit, farewell)
-
-
-async def _run_session(
-    sock: socket.socket,
-    peer: Any,
-    session: Callable[[Wire], Awaitable[object]],
-    name: str,
-    slots: trio.Semaphore,
-    sessions: Sessions,
-    clock: Clock,
-    emit: Emit,
-    farewell: bytes,
-) -> None:
-    """The boundary of a session: whatever goes wrong inside ends this session and no other."""
-    wire: Wire | None = None
-    try:
-        wire = Wire(sock, clock, peer=Endpoint.of(sock.family, peer))
-        sessions.add(wire)
-        await session(wire)
-    except (Interrupted, WireLost):
-        pass  # an end like any other
-    except Exception as error:  # noqa: BLE001  -- the session boundary (DESIGN §7)
-        if not _is_end(error):
-            emit(InternalError(where=f"session of {name}", session=str(wire.peer if wire else ""), error=_told(error)))
-            if wire is not None and farewell:
-                with suppress(WireLost):
-                    wire.send_nowait(farewell)
-    finally:
-        if wire is not None:
-            sessions.remove(wire)
-            wire.close()
-        sock.close()
-        slots.release()
-
-
-def _is_end(error: Exception) -> bool:
-    """A session with a nursery inside wraps the ends in groups."""
-    return isinstance(error, ExceptionGroup) and error.split((Interrupted, WireLost))[1] is None
-
-
-def _told(error: Exception) -> str:
-    """Type, text and innermost place of a bug."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else ""
-    return printable(f"{type(error).__name__}: {error}{place}")
 
 
 def sd_notify(text: str, environ: MutableMapping[str, str] | None = None) -> bool:

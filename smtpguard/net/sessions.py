@@ -64,6 +64,7 @@ class Sessions:
         Returns how many had to be cut.  A second call with fewer seconds overtakes the first.
         """
         self._draining = why
+        await trio.lowlevel.checkpoint()  # an accept that is under way registers its session first
         with trio.move_on_after(seconds):
             while self._wires:
                 for wire in self._wires:

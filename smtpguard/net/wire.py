@@ -12,6 +12,7 @@ Time limits cost nothing per wait: `deadline` is looked at by the tick of `net.s
 
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from math import inf
@@ -22,9 +23,15 @@ from OpenSSL import SSL
 
 from smtpguard.clock import Clock
 from smtpguard.names import Domain
-from smtpguard.net.endpoint import Endpoint as Endpoint  # part of the vocabulary of wires
-from smtpguard.reasons import printable
-from smtpguard.tls.outcome import TlsOutcome, handshake_failed, read_outcome
+from smtpguard.net.endpoint import Endpoint as Endpoint  # part of the vocabulary of wires, as are the next ones
+from smtpguard.net.ends import HandshakeFailed as HandshakeFailed
+from smtpguard.net.ends import Interrupted as Interrupted
+from smtpguard.net.ends import Wait as Wait
+from smtpguard.net.ends import Why as Why
+from smtpguard.net.ends import WireLost as WireLost
+from smtpguard.net.ends import lost_by
+from smtpguard.net.handshake import CLIENT_HELLO_OCTETS, Handshake, peek, timed_out
+from smtpguard.tls.outcome import TlsOutcome, read_outcome
 
 RECEIVE_OCTETS: Final = 65536
 """What one `receive` gives at most unless it is asked for more."""
@@ -38,46 +45,6 @@ _CALL_OCTETS: Final = TURN_OCTETS // 64  # a call counts as at least this: 64 sm
 _RECORD_OCTETS: Final = 16384  # RFC 8446 §5.1: OpenSSL hands out one record per call
 
 Octets = bytes | bytearray | memoryview
-
-
-class Why(Enum):
-    """Why a wait was interrupted.  TIMEOUT and SHUTDOWN leave time for a last reply, CUT does not."""
-
-    TIMEOUT = "timeout"
-    SHUTDOWN = "shutdown"
-    CUT = "cut"
-
-
-class Interrupted(Exception):
-    """A wait ended because of `Wire.interrupt(why)`, not because of the peer."""
-
-    def __init__(self, why: Why) -> None:
-        super().__init__(why.value)
-        self.why = why
-
-
-class WireLost(Exception):
-    """The connection is of no use: reset, TLS failure, or ended by us.  `detail` is printable, bounded."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-
-
-class HandshakeFailed(Exception):
-    """The TLS handshake failed; `outcome` says how, in the words of RFC 8460."""
-
-    def __init__(self, outcome: TlsOutcome) -> None:
-        super().__init__(outcome.detail)
-        self.outcome = outcome
-
-
-class Wait(Enum):
-    """What a wait is for: the socket, or the turn of the other tasks."""
-
-    READABLE = "readable"
-    WRITABLE = "writable"
-    TURN = "turn"
 
 
 class _State(Enum):
@@ -202,10 +169,7 @@ class Wire:
             return b""
         if self._failure is not None:
             raise self._failure
-        if self._tls is None:
-            got = self._read_plain(limit)
-        else:
-            got = self._read_tls(self._tls, limit)
+        got = self._read_plain(limit) if self._tls is None else self._read_tls(self._tls, limit)
         if not isinstance(got, Wait):
             self._spent += max(len(got), _CALL_OCTETS)
         return got
@@ -216,7 +180,7 @@ class Wire:
         except BlockingIOError:
             return Wait.READABLE
         except OSError as error:
-            self._failure = WireLost(_os_detail(error))
+            self._failure = lost_by(error)
             raise self._failure from error
         self._finished = not got
         return got
@@ -227,32 +191,25 @@ class Wire:
         while left > 0:
             try:
                 octets = tls.recv(min(left, _RECORD_OCTETS))
-            except SSL.WantReadError:
+            except (SSL.WantReadError, SSL.WantWriteError) as want:
                 if not got:
-                    return Wait.READABLE
-                break
-            except SSL.WantWriteError:
-                if not got:
-                    return Wait.WRITABLE
+                    return Wait.READABLE if isinstance(want, SSL.WantReadError) else Wait.WRITABLE
                 break
             except SSL.ZeroReturnError:
                 self._finished = True
                 break
-            except SSL.SysCallError as error:
-                if error.args[0] == -1:  # end of file without close_notify
+            except SSL.Error as error:
+                if isinstance(error, SSL.SysCallError) and error.args[0] == -1:  # end of file without close_notify
                     self._finished = True
                     break
-                self._failure = WireLost(printable(f"connection lost: {error.args[-1]}"))
-                if not got:
-                    raise self._failure from error
-                break
-            except SSL.Error as error:
-                self._failure = WireLost(_tls_detail(error))
+                self._failure = lost_by(error)
                 if not got:
                     raise self._failure from error
                 break
             got.append(octets)
             left -= len(octets)
+            if limit <= RECEIVE_OCTETS and len(octets) < _RECORD_OCTETS and not tls.pending():
+                break  # a command or reply: asking once more would be a call for nothing
         return got[0] if len(got) == 1 else b"".join(got)
 
     # -- sending
@@ -306,50 +263,54 @@ class Wire:
             return Wait.READABLE
         except OSError as error:
             self._state = _State.DEAF
-            raise WireLost(_os_detail(error)) from error
+            raise lost_by(error) from error
         except SSL.Error as error:
             self._state = _State.DEAF
-            raise WireLost(_tls_detail(error)) from error
+            raise lost_by(error) from error
         self._spent += max(done, _CALL_OCTETS)
         return done
 
     # -- TLS
 
-    async def start_tls(self, context: SSL.Context, *, server_side: bool, sni: Domain | None = None) -> TlsOutcome:
+    async def peek_client_hello(self, needs: Callable[[bytes], bool], limit: int = CLIENT_HELLO_OCTETS) -> bytes:
+        """The first octets of the handshake to come, without reading them: `start_tls` sees them too.
+
+        Waits until `needs(octets)` is false, `limit` is reached or the peer sends no more; b"" is its end.  The
+        time limit is the caller's, the same as for the handshake.  Raises Interrupted, WireLost.
+        """
+        self._may_receive()
+        try:
+            return await peek(self._sock, self._wait, needs, limit)
+        except OSError as error:
+            self._failure = lost_by(error)
+            raise self._failure from error
+
+    async def start_tls(
+        self, context: SSL.Context, *, server_side: bool, sni: Domain | None = None, seconds: float = inf
+    ) -> TlsOutcome:
         """Shake hands on this connection; from then on everything goes through TLS.
 
         The certificate is *not* judged here: the context verifies nothing, tls.pkix and tls.dane do, on the
-        outcome's chain.  The time limit is the caller's (a cancel scope, or `deadline`).  Octets that the
-        peer sent in clear behind STARTTLS are taken for a broken handshake, never for commands (STLS-07,
-        09). Raises HandshakeFailed, Interrupted, WireLost.
+        outcome's chain.  After `seconds` it fails as a time-out (or the caller sets a scope, or `deadline`).
+        Octets that the peer sent in clear behind STARTTLS are taken for a broken handshake, never for commands
+        (STLS-07, 09).  OpenSSL has sent the alert of a failure already; `linger` before `close` lets the peer
+        read it.  Raises HandshakeFailed, Interrupted, WireLost.
         """
         self._may_send()
         if self._tls is not None:
             raise WireLost("TLS is already active")
         self._state = _State.BROKEN
-        tls = SSL.Connection(context, self._sock)
-        if server_side:
-            tls.set_accept_state()
-        else:
-            tls.set_connect_state()
-            if sni is not None:
-                tls.set_tlsext_host_name(sni.encode("ascii"))
-        while True:
-            try:
-                tls.do_handshake()
-            except SSL.WantReadError:
-                await self._wait(Wait.READABLE)
-            except SSL.WantWriteError:
-                await self._wait(Wait.WRITABLE)
-            except SSL.Error as error:
-                raise HandshakeFailed(handshake_failed(error)) from error
-            else:
-                break
-        self._tls = tls
+        handshake = Handshake(context, self._sock, server_side=server_side, sni=sni)
+        with trio.move_on_after(seconds) as scope:
+            while (wait := handshake.step()) is not None:
+                await self._wait(wait)
+        if scope.cancelled_caught:
+            raise timed_out()
+        self._tls = handshake.tls
         self._hangup.register(self._sock, 0)  # error and hang-up only
         self._state = _State.OPEN
         self._wait_first = False
-        return read_outcome(tls)
+        return read_outcome(handshake.tls)
 
     # -- waiting and being interrupted
 
@@ -438,16 +399,3 @@ class Wire:
             return
         with suppress(SSL.Error):  # the kernel's buffer is full, or the peer is gone: SMTP does not depend on it
             self._tls.shutdown()
-
-
-def _os_detail(error: OSError) -> str:
-    return printable(f"connection lost: {error.strerror or error}")
-
-
-def _tls_detail(error: SSL.Error) -> str:
-    """OpenSSL's own words: the reason texts of its error queue."""
-    if isinstance(error, SSL.SysCallError):
-        return printable(f"connection lost: {error.args[-1]}")
-    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    reasons = [str(entry[-1]) for entry in queue if entry]
-    return printable("TLS failed: " + ("; ".join(reasons) or type(error).__name__))

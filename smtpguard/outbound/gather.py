@@ -120,7 +120,9 @@ class Gathering:
         while self._destination is None:
             await self._changed.wait()
         if isinstance(self._destination, NoDestination):
-            return Reason(self._destination.code, self._next_hop.key, self._destination.detail)
+            failure = self._destination.failure
+            code = failure.reason_code if failure is not None else ""
+            return Reason(self._destination.code, self._next_hop.key, self._destination.detail, code)
         return shuffled(self._destination.hosts, self._random)
 
     async def plan(self, host: MxHost) -> Plan | TryNextMx:
@@ -170,7 +172,7 @@ class Gathering:
             case LookupFailed():
                 bogus = found.kind is FailureKind.BOGUS
                 code = ReasonCode.DNS_BOGUS if bogus else ReasonCode.DNS_FAILURE
-                return TryNextMx((Reason(code, host.name, _failure(found)),))
+                return TryNextMx((Reason(code, host.name, _failure(found), found.reason_code),))
             case HostAddresses() | None:
                 pass
         verdict = require(self._applied, facts, self._clock.now().date())

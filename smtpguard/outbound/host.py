@@ -7,6 +7,7 @@ the host and is a value.  RFC 3207 §4, §6; RFC 7672 §2.2; CH-26 (one retry in
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 
 import trio
 from OpenSSL import SSL
@@ -119,19 +120,23 @@ class Hosts:
         return judge(requirement, outcome, self._now(), self._roots, subject)
 
     async def open_host(
-        self, candidate: Candidate, requirement: Requirement, *, last: bool, remember: bool = True
+        self, candidate: Candidate, requirement: Requirement, *, last: bool, until: float = inf, remember: bool = True
     ) -> Opened | HostFailed:
         """Connect, greet, upgrade, verify.  The caller's cancel scope bounds the whole; `last`: no other address is
-        left, so connecting may take longer.  `remember=False` (probe) neither asks nor tells the host memory."""
+        left, so connecting may take longer.  `until` (monotonic, looked at once a second): a host that has not
+        answered by then has failed, and others get their turn.  `remember=False` (probe) neither asks nor tells the
+        host memory."""
         failed = self._not_dialled(candidate, remember)
         if failed is not None:
             return failed
-        opened = await self._attempt(candidate, requirement, last, clear=False)
+        opened = await self._attempt(candidate, requirement, last, until, clear=False)
         if isinstance(opened, TlsOutcome):  # the handshake failed where clear text is allowed: once more, without it
             first = opened
-            opened = await self._attempt(candidate, requirement, last, clear=True)
-            if isinstance(opened, Opened):
-                opened.outcome = first
+            opened = await self._attempt(candidate, requirement, last, until, clear=True)
+            if isinstance(opened, Opened):  # what was observed is the handshake, not that none was tried again
+                decision = self.judge(requirement, first, str(candidate))
+                assert isinstance(decision, Deliver)
+                opened.outcome, opened.decision = first, decision
         assert not isinstance(opened, TlsOutcome)
         if remember:
             key = (candidate.source, candidate.address, candidate.port)
@@ -154,7 +159,7 @@ class Hosts:
         return None
 
     async def _attempt(
-        self, candidate: Candidate, requirement: Requirement, last: bool, *, clear: bool
+        self, candidate: Candidate, requirement: Requirement, last: bool, until: float, *, clear: bool
     ) -> Opened | HostFailed | TlsOutcome:
         subject = str(candidate)
         budgets = self._settings().budgets
@@ -175,6 +180,7 @@ class Hosts:
         if self._settings().addresses.reached_ourselves(wire.local, wire.peer):
             wire.close()
             return HostFailed(candidate, (Reason(ReasonCode.LOOP, subject, "it is our own listener"),), own=True)
+        wire.deadline = until
         link = ClientLink(wire)
         kept = False
         stage = ReasonCode.NO_GREETING
@@ -193,7 +199,7 @@ class Hosts:
                     if isinstance(decision, TryNextMx):
                         return HostFailed(candidate, decision.reasons, permanent=decision.permanent)
                 reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
-                return HostFailed(candidate, (reason,), reply=ehlo, unreachable=True)
+                return HostFailed(candidate, (reason,), reply=ehlo)
             outcome = await self._upgrade(link, requirement, clear=clear)
             decision = self.judge(requirement, outcome, subject)
             if isinstance(decision, TryNextMx):
@@ -205,6 +211,7 @@ class Hosts:
                 if not ehlo.is_positive:
                     reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
                     return HostFailed(candidate, (reason,), reply=ehlo, outcome=outcome)
+            wire.deadline = inf
             kept = True
             return Opened(
                 candidate, link, requirement, outcome, decision, printable(greeting.text, 100), self._clock.monotonic()
@@ -218,6 +225,8 @@ class Hosts:
         except RemoteProtocolError as error:
             return HostFailed(candidate, (Reason(ReasonCode.PROTOCOL_ERROR, subject, printable(str(error))),))
         except Interrupted:
+            if stage is ReasonCode.NO_GREETING:
+                return HostFailed(candidate, (Reason(stage, subject, "timed out"),), unreachable=True)
             return HostFailed(candidate, (Reason(ReasonCode.TIMED_OUT, subject),))
         finally:
             if not kept:

@@ -6,13 +6,14 @@ dropped session, no error limit.  An idle or slow MTA gets `421 4.4.2` (TO-08).
 """
 
 from collections.abc import Callable
+from math import inf
 
 from smtpguard.clock import Clock, Ids
 from smtpguard.events import Emit, SessionClosed, SessionOpened, Violation
 from smtpguard.net.link import ServerLink
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
-from smtpguard.outbound.settings import Outbound, OutboundListener
+from smtpguard.outbound.settings import Network, Outbound, OutboundListener
 from smtpguard.outbound.transaction import Transaction
 from smtpguard.outbound.walk import Services
 from smtpguard.reasons import ReasonCode, printable
@@ -25,10 +26,13 @@ from smtpguard.smtp.trace import protocol_word, received_line
 from smtpguard.tls.outcome import TlsOutcome
 
 _BODY_TURN = 256 * 1024
+_LEAST_OCTETS = 4096
+"""Content octets that keep an MTA from being slow, in each span of the idle time spent waiting for it (AF-45)."""
 _GO_AHEAD = Reply.of(354, "", "End data with <CR><LF>.<CR><LF>")
 _SENDER_OK = Reply.of(250, "2.1.0", "Ok")
 _NEEDS_TLS = Reply.of(530, "5.7.0", "Must issue a STARTTLS command first")
 _NOT_A_CLIENT = Reply.of(554, "5.7.1", "This address may not send through here: see `clients` of the listener")
+_NOT_IN_CLEAR = Reply.of(554, "5.7.1", "This address may not send in clear: see `cleartext_from` of the listener")
 _IDLE = Reply.of(421, "4.4.2", "Idle for too long, closing")
 INTERNAL = Reply.of(421, "4.3.0", "Internal error, closing")
 """What a session says when it dies of a bug."""
@@ -80,6 +84,7 @@ class _Session:
         self._transaction: Transaction | None = None
         self._transactions = 0
         self._tls: TlsOutcome | None = None
+        self._in_content = False
         lmtp = listener.protocol == "lmtp"
         offer = Offer(
             size=settings.max_octets,
@@ -103,6 +108,7 @@ class _Session:
         except HandshakeFailed as failed:
             cause = "handshake"
             self._violation("handshake", failed.outcome.detail)
+            await self._wire.linger()  # so that the MTA reads the alert (STLS-09)
         except WireLost:
             cause = "lost"
         finally:
@@ -122,10 +128,11 @@ class _Session:
             )
 
     async def _serve(self) -> str:
-        if not self._is_client():
-            await self._wire.send(_NOT_A_CLIENT.encode())
+        if (refusal := self._not_served()) is not None:
+            await self._wire.send(refusal.encode())
             await self._wire.linger()
             return "refused"
+        self._wait_for_mta()
         await self._link.greet()
         while True:
             # A fresh connection is about to bring mail: closing it would cost the MTA a retry, so it is served first.
@@ -133,18 +140,22 @@ class _Session:
             if between and self._sessions.draining and not self._has_more():
                 return "shutdown"
             self._wire.idle = between
-            self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
+            self._wait_for_mta()
             group = await self._next_group()
             self._wire.idle = False
-            self._wire.deadline = float("inf")
+            if self._wire.interrupted is not None:  # a drain or the tick came together with these commands
+                self._wire.clear_interrupt()
+            self._wire.deadline = inf
             if not group:
                 return "closed"
             await self._group(group)
             last = group[-1]
             if last.starts_tls:
                 assert self._listener.tls is not None
-                self._wire.deadline = self._clock.monotonic() + self._settings.budgets.handshake
-                self._tls = await self._link.start_tls(self._listener.tls)
+                self._tls = await self._wire.start_tls(
+                    self._listener.tls, server_side=True, seconds=self._settings.budgets.handshake
+                )
+                self._dialogue.tls_started()
             if last.closes:
                 if not isinstance(last.command, Quit):
                     injected = isinstance(last.command, StartTls)
@@ -152,6 +163,16 @@ class _Session:
                     await self._wire.linger()
                     return "refused"
                 return "quit"
+
+    def _wait_for_mta(self) -> None:
+        """From here on the MTA is waited for: to talk, or to read what it is told (TO-08)."""
+        self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
+
+    async def _settle(self, slots: list[Slot]) -> None:
+        """Write these replies at once; an MTA that reads nothing is as slow as one that says nothing."""
+        self._wait_for_mta()
+        await self._link.settle(slots)
+        self._wire.deadline = inf
 
     async def _next_group(self) -> list[Slot]:
         """The next commands.  A drain ends an idle session, but what the MTA has already sent is still served."""
@@ -161,8 +182,9 @@ class _Session:
             if interrupted.why is not Why.SHUTDOWN:
                 raise
             self._wire.clear_interrupt()
-            if not self._has_more():
+            if self._transaction is None and not self._has_more():
                 raise
+            self._wait_for_mta()
             return await self._link.next_group()
 
     def _has_more(self) -> bool:
@@ -187,22 +209,22 @@ class _Session:
             if isinstance(slot.command, Mail) and slot.reply is None:
                 slot.reply = self._mail(slot.command)
             elif isinstance(slot.command, Data) and slot.reply is None:
-                await self._link.settle(group[:-1])
+                await self._settle(group[:-1])
                 await self._data(slot)
                 return
-            elif isinstance(slot.command, Rset | Ehlo | Lhlo | Helo) and self._ends_transaction(slot):
-                assert self._transaction is not None
-                transaction, self._transaction = self._transaction, None
-                self._decisions = transaction.decisions
-                await transaction.reset()
+            elif isinstance(slot.command, Rset | Ehlo | Lhlo | Helo) and slot.reply and slot.reply.is_positive:
+                await self._reset()
         await self._recipients(rcpts, deadline)
-        await self._link.settle(group)
+        await self._settle(group)
 
-    def _ends_transaction(self, slot: Slot) -> bool:
-        return self._transaction is not None and slot.reply is not None and slot.reply.is_positive
+    async def _reset(self) -> None:
+        """RSET, or a new hello: the hosts hear it, and the transaction is gone."""
+        if self._transaction is not None:
+            await self._transaction.reset()
+            self._forget(self._transaction)
 
     def _mail(self, mail: Mail) -> Reply:
-        if self._listener.tls is not None and not self._wire.is_tls and not self._may_be_clear():
+        if not self._wire.is_tls and not self._may_be_clear():
             return _NEEDS_TLS
         self._transactions += 1
         self._transaction = Transaction(
@@ -227,34 +249,24 @@ class _Session:
         transaction = self._transaction
         self._dialogue.recheck(slot)
         if slot.reply is not None or transaction is None:  # nobody was accepted (EXT-21)
-            await self._link.settle([slot])
+            await self._settle([slot])
             return
         refusal = await transaction.data(self._clock.monotonic() + self._settings.budgets.data)
         if refusal is not None:
             slot.reply = refusal
-            await self._link.settle([slot])
-            self._end_transaction(transaction)
+            await self._settle([slot])
+            self._forget(transaction)
+            self._dialogue.end_transaction()
             return
         slot.reply = _GO_AHEAD
-        await self._link.settle([slot])
+        await self._settle([slot])
         await self._content(transaction)
 
     async def _content(self, transaction: Transaction) -> None:
         """Stream the message to every host that waits for it, then tell each recipient's fate."""
         reader = BodyReader(bare_newlines=self._settings.bare_newlines, max_octets=self._settings.max_octets or None)
         await transaction.send([self._received(transaction)])
-        octets = self._dialogue.take_rest()
-        while True:
-            spans = reader.feed(octets)
-            if reader.fault is None and spans and transaction.live:
-                await transaction.send(spans)
-            if reader.ended:
-                break
-            self._wire.deadline = self._clock.monotonic() + self._settings.budgets.idle
-            octets = await self._wire.receive(_BODY_TURN)
-            if not octets:
-                raise WireLost("the MTA closed the connection inside the message")
-        self._wire.deadline = float("inf")
+        await self._stream(transaction, reader)
         if reader.normalized or reader.fault is not None:
             fault = reader.fault or ReasonCode.BARE_NEWLINE
             self._violation(fault.token.partition("/")[2].replace("-", "_"), "")
@@ -263,19 +275,48 @@ class _Session:
         )
         if self._listener.protocol == "smtp":
             replies = replies[:1]
+        told = False
         try:
+            self._wait_for_mta()
             await self._wire.send(b"".join(reply.encode() for reply in replies))
-        except (WireLost, Interrupted):
-            transaction.client_lost()
-            raise
-        self._end_transaction(transaction)
+            told = True
+        finally:
+            if not told:
+                transaction.client_lost()
+        self._wire.deadline = inf
+        self._forget(transaction)
+        self._dialogue.end_transaction()
         self._dialogue.receive(reader.rest)
 
-    def _end_transaction(self, transaction: Transaction) -> None:
+    async def _stream(self, transaction: Transaction, reader: BodyReader) -> None:
+        """The content, to its true end even where nobody takes it any more (DATA-12)."""
+        self._in_content = True
+        octets = self._dialogue.take_rest()
+        patience, since = self._settings.budgets.idle, 0
+        while True:
+            spans = reader.feed(octets)
+            if reader.fault is None and spans and transaction.live:
+                await transaction.send(spans)
+            if reader.ended:
+                break
+            # Only the time spent waiting for the MTA counts: a slow host must not make it look slow.
+            began = self._clock.monotonic()
+            self._wire.deadline = began + patience
+            octets = await self._wire.receive(_BODY_TURN)
+            self._wire.deadline = inf
+            if not octets:
+                raise WireLost("the MTA closed the connection inside the message")
+            patience -= self._clock.monotonic() - began
+            since += len(octets)
+            if since >= _LEAST_OCTETS:
+                patience, since = self._settings.budgets.idle, 0
+        self._in_content = False
+
+    def _forget(self, transaction: Transaction) -> None:
+        """The transaction is over; hosts it has not given back are dropped without a dot."""
         transaction.close()
         self._decisions = transaction.decisions
         self._transaction = None
-        self._dialogue.end_transaction()
 
     def _received(self, transaction: Transaction) -> bytes:
         tls = self._tls
@@ -299,7 +340,11 @@ class _Session:
         )
 
     async def _interrupted(self, why: Why) -> str:
+        if self._transaction is not None:
+            self._transaction.close()  # first: the hosts need not wait for our last words
         if why is Why.TIMEOUT:
+            if self._in_content or self._dialogue.pending:
+                self._violation("slow", "")
             await self._last_words(_IDLE)
             return "idle"
         return "shutdown"  # an idle session closes silently: the MTA finds a closed connection and reconnects
@@ -313,18 +358,23 @@ class _Session:
         except (WireLost, Interrupted):
             return
 
-    def _is_client(self) -> bool:
-        """May this peer use us?  Loopback and unix sockets always, others by `clients`."""
-        address = self._wire.peer.address
-        if address is None or address.is_loopback:
-            return True
-        return any(address in network for network in self._listener.clients)
+    def _not_served(self) -> Reply | None:
+        """Why this peer may not use us at all; None if it may.  Loopback and Unix sockets always may."""
+        if self._is_local or self._is_in(self._listener.clients):
+            return None if self._listener.tls is not None or self._may_be_clear() else _NOT_IN_CLEAR
+        return _NOT_A_CLIENT
 
     def _may_be_clear(self) -> bool:
+        return self._is_local or self._is_in(self._listener.cleartext_from)
+
+    @property
+    def _is_local(self) -> bool:
         address = self._wire.peer.address
-        if address is None or address.is_loopback:
-            return True
-        return any(address in network for network in self._listener.cleartext_from)
+        return address is None or address.is_loopback
+
+    def _is_in(self, networks: tuple[Network, ...]) -> bool:
+        address = self._wire.peer.address
+        return address is not None and any(address in network for network in networks)
 
     def _violation(self, kind: str, detail: str) -> None:
         self._emit(

@@ -12,7 +12,8 @@ import trio
 from smtpguard.clock import Clock
 from smtpguard.outbound.host import Candidate, Hosts, Opened, PoolKey
 from smtpguard.outbound.settings import Outbound
-from smtpguard.policy.model import Deliver, Requirement
+from smtpguard.policy.model import Deliver, Encryption, Requirement
+from smtpguard.tls.outcome import StartTls
 
 
 class Pool:
@@ -38,11 +39,13 @@ class Pool:
             self._count -= 1
             if not kept:
                 del self._idle[key]
-            if now - since > self._settings().pool_idle_seconds or not opened.link.wire.is_alive():
+            if now - since > self._settings().pool_idle_seconds or not opened.link.is_alive:
                 opened.link.wire.close()
                 continue
             decision = self._hosts.judge(requirement, opened.outcome, str(candidate))
-            if not isinstance(decision, Deliver):
+            # In clear because its own requirement wanted no TLS: what wants it if offered has to ask anew.
+            untried = opened.outcome.starttls is StartTls.NOT_TRIED
+            if not isinstance(decision, Deliver) or (untried and requirement.encryption is not Encryption.NEVER):
                 opened.link.quit()
                 continue
             return replace(opened, requirement=requirement, decision=decision, reused=True)
@@ -55,7 +58,7 @@ class Pool:
             opened.messages >= self._settings().pool_messages
             or now - opened.opened_at > self._settings().pool_age_seconds
             or self._count >= self._capacity
-            or not opened.link.wire.is_alive()
+            or not opened.link.is_alive
         ):
             opened.link.quit()
             return

@@ -5,7 +5,7 @@ published, result type and failure-reason-code.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, assert_never
 
 from smtpguard.dns.records import FailureKind, LookupFailed
 from smtpguard.events import HostOpened, HostSkipped, PolicyObserved
@@ -15,9 +15,9 @@ from smtpguard.outbound.host import Candidate, HostFailed, Opened
 from smtpguard.outbound.routes import NextHop
 from smtpguard.policy.engine import auth_label
 from smtpguard.policy.model import HostFacts, TryNextMx
-from smtpguard.reasons import Reason, printable
+from smtpguard.reasons import Reason, ReasonCode, ResultType, printable
 from smtpguard.tls.dane import UnusableTlsa, UsableTlsa
-from smtpguard.tls.outcome import TlsOutcome
+from smtpguard.tls.outcome import StartTls, TlsOutcome
 
 
 class _Policy(TypedDict):
@@ -45,13 +45,32 @@ def host_opened(id_: str, next_hop: NextHop, plan: Plan, opened: Opened, seconds
         auth=auth_label(plan.requirement, opened.decision),
         reused=opened.reused,
         seconds=seconds,
-        detail=printable(opened.outcome.detail),
+        result_type=_shortfall(opened.outcome),
+        detail=printable(_opened_detail(opened)),
         source_address=_source(opened.candidate),
         helo=opened.greeting,
         failure_reason_code=opened.outcome.failure_code,
         **_tls(opened.outcome),
         **_policy(plan.facts, plan.requirement.policy),
     )
+
+
+def _shortfall(outcome: TlsOutcome) -> str:
+    """The RFC 8460 result of a session that went on without TLS because its level allows that (RM-01, RM-14)."""
+    match outcome.starttls:
+        case StartTls.NOT_OFFERED | StartTls.REFUSED:
+            return ResultType.STARTTLS_NOT_SUPPORTED.value
+        case StartTls.FAILED | StartTls.INJECTED:
+            return ResultType.VALIDATION_FAILURE.value
+        case StartTls.NOT_TRIED | StartTls.ESTABLISHED:
+            return ""
+    assert_never(outcome.starttls)
+
+
+def _opened_detail(opened: Opened) -> str:
+    if opened.outcome.encrypted and opened.link.extensions.has("STARTTLS"):
+        return "offers STARTTLS inside TLS, ignored"  # RFC 3207 §4.2
+    return opened.outcome.detail
 
 
 def host_skipped(id_: str, next_hop: NextHop, plan: Plan, failed: HostFailed) -> HostSkipped:
@@ -74,8 +93,30 @@ def host_skipped(id_: str, next_hop: NextHop, plan: Plan, failed: HostFailed) ->
     )
 
 
+def unusable_tlsa(id_: str, next_hop: NextHop, plan: Plan) -> PolicyObserved | None:
+    """For the record (RM-06): the host has TLSA records, DANE was asked of them, and none is usable."""
+    for reason in plan.requirement.reasons:
+        if reason.code is ReasonCode.DANE_UNUSABLE_ENCRYPT:
+            return PolicyObserved(
+                id=id_,
+                domain=next_hop.key,
+                mx=plan.name,
+                address="",
+                port=next_hop.port,
+                policy=plan.requirement.policy,
+                kind="dane-unusable",
+                would="deliver",
+                reason=ReasonCode.DANE_UNUSABLE.token,
+                result_type=ResultType.TLSA_INVALID.value,
+                failure_reason_code=reason.failure_code,
+                detail=printable(reason.detail),
+                **_policy(plan.facts, "dane-unusable"),
+            )
+    return None
+
+
 def plan_skipped(id_: str, next_hop: NextHop, host: str, plan: TryNextMx) -> HostSkipped:
-    """A host was out before any connection to it."""
+    """A host was out before any connection to it; `host` is empty where the domain's hosts are not known."""
     reason = plan.reasons[-1]
     return HostSkipped(
         id=id_,
@@ -113,8 +154,16 @@ def observed(
         detail=printable(reason.detail) if reason else "",
         failure_reason_code=reason.failure_code if reason else "",
         **_tls(opened.outcome if opened else None),
-        **_policy(plan.facts, kind),
+        **_policy(plan.facts, _observed_policy(plan, kind)),
     )
+
+
+def _observed_policy(plan: Plan, kind: str) -> str:
+    """The label of what was only observed: what an override sets aside is the domain's own policy."""
+    for seen in plan.requirement.observed:
+        if seen.kind == kind:
+            return seen.requirement.policy if seen.requirement else seen.refused[-1].code.token.partition("/")[0]
+    return kind
 
 
 def _policy(facts: HostFacts, policy: str) -> _Policy:

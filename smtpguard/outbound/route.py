@@ -29,6 +29,7 @@ class Route:
     broken: Reason | None = None
     began: float = 0.0
     _slot_given_back: bool = False
+    _handed_back: bool = False
 
     @property
     def accepted(self) -> list[Addressee]:
@@ -67,12 +68,15 @@ class Route:
             self.hand_back()
 
     def hand_back(self) -> None:
-        """The connection is clean and may serve others."""
+        """The connection is clean and may serve others; this route never touches it again."""
+        self._handed_back = True
         self._give_back_slot()
         self.walk.services.pool.give(self.opened)
 
     def drop(self) -> None:
         """Close the connection, without a dot where one is due; may be called again."""
+        if self._handed_back:
+            return
         self._give_back_slot()
         self.opened.link.wire.close()
 
@@ -81,9 +85,40 @@ class Route:
             self._slot_given_back = True
             self.walk.services.slots.connection_ended(self.walk.next_hop.key)
 
-    def break_off(self, code: ReasonCode, detail: str, stage: str, *, again: bool = False) -> None:
-        """This route ends here with our own reply; its host never sees a dot."""
-        if self.final is not None and not again:
+    def is_silent(self) -> bool:
+        """Has the host said nothing inside the content, where it owes nothing?  Else the route ends and no dot is sent:
+        a refusal is the last word, but a 2xx would be a promise for a message it has not seen the end of (law 1)."""
+        try:
+            said = self.opened.link.early_reply()
+        except WireLost as lost:
+            self.break_off(ReasonCode.LOST, printable(str(lost)), "content")
+        except RemoteProtocolError as error:
+            self.break_off(ReasonCode.PROTOCOL_ERROR, printable(str(error)), "content")
+        else:
+            if said is None:
+                return True
+            self._refused_early(said)
+        return False
+
+    def lost_before_the_dot(self, lost: WireLost) -> None:
+        """The host cannot have the whole message; what it said last, often a 421 or 552, is the answer."""
+        said = self.opened.link.late_reply()
+        if said is None:
+            self.break_off(ReasonCode.LOST, printable(str(lost)), "content")
+        else:
+            self._refused_early(said)
+
+    def _refused_early(self, said: Reply) -> None:
+        if not (said.is_transient or said.is_permanent):
+            self.break_off(ReasonCode.PROTOCOL_ERROR, f"{said.code} before the end of data", "content")
+            return
+        self.final = self.walk.annotated(said, self.opened)
+        self.refused(self.accepted, "content", relayed=True)
+        self.drop()
+
+    def break_off(self, code: ReasonCode, detail: str, stage: str) -> None:
+        """This route ends here with our own reply; its connection is closed."""
+        if self.final is not None:
             return
         reason = Reason(code, str(self.opened.candidate), detail)
         self.broken = reason

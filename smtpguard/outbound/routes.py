@@ -83,7 +83,9 @@ class Routes:
 
     def next_hop(self, domain: Domain | IpAddress) -> NextHop:
         """Where mail for this domain or address literal goes."""
-        if not isinstance(domain, str):
+        if not isinstance(domain, str):  # a smarthost for everything is for literals too, as Postfix's relayhost is
+            if (default := self.table.get("*")) is not None:
+                return default
             return NextHop(f"[{domain}]", None, domain, self.port, bracketed=True)
         if (exact := self.table.get(domain)) is not None:
             return exact

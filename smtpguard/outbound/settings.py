@@ -77,6 +77,11 @@ class OutboundListener:
     tls: SSL.Context | None = None
     max_sessions: int = 1000
 
+    @property
+    def max_connections(self) -> int:
+        """Connections that are accepted at once; more wait in the kernel's queue."""
+        return self.max_sessions
+
     def source(self, address: IpAddress) -> IpAddress | None:
         """The local address to connect from, for this remote address."""
         return self.source_ipv4 if address.version == 4 else self.source_ipv6

@@ -42,6 +42,12 @@ class DestinationSlots:
             return True
         return False
 
+    def resize(self, max_connections: int, max_walks: int) -> None:
+        """Other limits from now on (a reload); what is taken above them runs to its end."""
+        self._max_connections = max_connections
+        self._max_walks = max_walks
+        self._wake()
+
     def walk_ended(self, key: str) -> None:
         """The walk is over; its connection may go on."""
         self._give_back(self._walks, key)
@@ -54,5 +60,8 @@ class DestinationSlots:
         counter[key] -= 1
         if not counter[key]:
             del counter[key]
+        self._wake()
+
+    def _wake(self) -> None:
         self._freed.set()
         self._freed = trio.Event()

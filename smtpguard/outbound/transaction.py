@@ -5,7 +5,9 @@ kept, nothing is sent twice.  One transaction has a route for each next hop; LMT
 reply for each accepted recipient), SMTP keeps to the first that accepted (one reply, RFC 5321 §4.2.5).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from math import inf
+from typing import Final
 
 import trio
 
@@ -20,6 +22,8 @@ from smtpguard.smtp.body import TERMINATOR
 from smtpguard.smtp.commands import Mail, Rcpt
 from smtpguard.smtp.framing import RemoteProtocolError
 from smtpguard.smtp.replies import Reply, reply_of
+
+_PIECE_OCTETS: Final = 16 * 1024  # of a fan-out: one such piece in `stalled_route` seconds is progress
 
 
 class Transaction:
@@ -61,9 +65,12 @@ class Transaction:
         else:
             await self._one_route(addressees, deadline)
         replies = []
-        for addressee, _ in addressees:
+        for addressee, next_hop in addressees:
             assert addressee.reply is not None
             replies.append(addressee.reply)
+            if addressee.accepted:  # in RCPT order over all routes: so the final replies are told apart (LMTP-02)
+                assert next_hop is not None
+                self._order.append((self._routes[next_hop], addressee))
         return replies
 
     def _next_hop(self, addressee: Addressee) -> NextHop | None:
@@ -91,8 +98,7 @@ class Transaction:
         for next_hop, group in by_hop.items():
             chosen = next((hop for hop, route in self._routes.items() if route.accepted), None)
             if chosen is not None and chosen != next_hop:
-                for addressee in group:
-                    addressee.reply = self._own(ReasonCode.OTHER_NEXT_HOP, next_hop.key)
+                self._refuse(group, ReasonCode.OTHER_NEXT_HOP, next_hop.key)
                 continue
             await self._serve({next_hop: group}, deadline, wait=True)
 
@@ -106,21 +112,15 @@ class Transaction:
     async def _serve(self, by_hop: dict[NextHop, list[Addressee]], deadline: float, *, wait: bool) -> None:
         """Walk or extend each route; routes of one group ask for their slots together (no deadlock)."""
         fresh = [hop for hop in by_hop if hop not in self._routes or not self._routes[hop].live]
-        keys = [hop.key for hop in fresh]
-        granted = self._services.slots.try_take(keys) or (
-            wait and await self._services.slots.take(keys, self._settings.budgets.slot)
-        )
-        if not granted:
-            for hop in fresh:
-                for addressee in by_hop[hop]:
-                    addressee.reply = self._own(ReasonCode.BUSY, hop.key)
-                self._route(hop).refused(by_hop[hop], "rcpt")
+        granted = await self._slots(fresh, deadline, wait=wait)
         walks: list[tuple[Route, list[Addressee], bool]] = []
         for hop, group in by_hop.items():
             if hop not in fresh:
                 walks.append((self._routes[hop], group, False))
-            elif granted:
+            elif hop in granted:
                 walks.append((self._route(hop), group, True))
+            else:
+                self._refuse(group, ReasonCode.BUSY, hop.key)
         if len(walks) == 1:
             await self._run(*walks[0], deadline)
         elif walks:
@@ -130,9 +130,15 @@ class Transaction:
         for route, group, _ in walks:
             route.addressees.extend(group)
             route.refused([one for one in group if not one.accepted], "rcpt")
-        accepted = {id(one): route for route, group, _ in walks for one in group if one.accepted}
-        for group in by_hop.values():
-            self._order.extend((accepted[id(one)], one) for one in group if one.accepted)
+
+    async def _slots(self, hops: Sequence[NextHop], deadline: float, *, wait: bool) -> Collection[NextHop]:
+        """Those of `hops` that may be walked now: all where all are free or become so soon, else each that is."""
+        slots = self._services.slots
+        keys = [hop.key for hop in hops]
+        seconds = min(self._settings.budgets.slot, deadline - self._services.clock.monotonic()) if wait else 0.0
+        if await slots.take(keys, max(seconds, 0.0)):
+            return hops
+        return [hop for hop in hops if slots.try_take([hop.key])]
 
     async def _run(self, route: Route, group: list[Addressee], new: bool, deadline: float) -> None:
         if not new:
@@ -190,7 +196,7 @@ class Transaction:
     async def data(self, deadline: float) -> Reply | None:
         """Ask every host for its 354.  None: at least one goes ahead; else the reply to DATA."""
         routes = self.live
-        await self._each(routes, self._ask_data, deadline)
+        await _each(routes, self._ask_data, deadline)
         if self.live:
             return None
         final = routes[-1].final
@@ -208,7 +214,7 @@ class Transaction:
                 done = True
                 if reply.code == 354:
                     return
-                if reply.is_positive:  # a 2xx to DATA is no go-ahead (SMTP-15, OUT-32)
+                if not (reply.is_transient or reply.is_permanent):  # only 354 is a go-ahead (SMTP-15, OUT-32)
                     route.break_off(ReasonCode.PROTOCOL_ERROR, f"DATA answered {reply.code}", "data")
                     return
                 await self._relay_refusal(route, reply)
@@ -243,8 +249,16 @@ class Transaction:
                 nursery.start_soon(self._send_or_drop, route, octets)
 
     async def _send_or_drop(self, route: Route, octets: bytes | memoryview) -> None:
-        with trio.move_on_after(self._settings.budgets.stalled_route) as scope:
-            await self._send(route, octets)
+        """Piece by piece: a slow host is not a stalled one, but the whole turn has its limit for the MTA's sake."""
+        budgets, now = self._settings.budgets, self._services.clock.monotonic
+        end = now() + budgets.progress
+        view = memoryview(octets)
+        with trio.CancelScope() as scope:
+            for start in range(0, len(view), _PIECE_OCTETS):
+                scope.deadline = min(now() + budgets.stalled_route, end)
+                await self._send(route, view[start : start + _PIECE_OCTETS])
+                if not route.live:
+                    return
         if scope.cancelled_caught:
             route.break_off(ReasonCode.STALLED, "", "content")
 
@@ -253,15 +267,9 @@ class Transaction:
         wire.deadline = self._services.clock.monotonic() + self._settings.budgets.progress
         try:
             await route.opened.link.send(octets)
-            wire.deadline = float("inf")
+            wire.deadline = inf
         except WireLost as lost:
-            said = route.opened.link.late_reply()  # often the 421 or 552 that explains it
-            if said is not None and not said.is_positive:
-                route.final = route.walk.annotated(said, route.opened)
-                route.refused(route.accepted, "content", relayed=True)
-                route.drop()
-            else:
-                route.break_off(ReasonCode.LOST, printable(str(lost)), "content")
+            route.lost_before_the_dot(lost)
         except Interrupted as interrupted:
             if interrupted.why is not Why.TIMEOUT:
                 raise
@@ -275,7 +283,7 @@ class Transaction:
             for route in self.live:
                 route.break_off(fault, "", "content")
         else:
-            await self._each(self.live, lambda route, until: self._finish(route, octets, until), deadline)
+            await _each(self.live, lambda route, until: self._finish(route, octets, until), deadline)
         replies = []
         for route, _ in self._order:
             assert route.final is not None
@@ -283,44 +291,44 @@ class Transaction:
         return replies
 
     async def _finish(self, route: Route, octets: int, deadline: float) -> None:
-        opened = route.opened
-        done = False
+        if not route.is_silent():
+            return
+        link = route.opened.link
+        sent = done = False
         try:
             with trio.move_on_at(deadline):
-                await opened.link.end_of_data(TERMINATOR)
-                reply = await opened.link.reply()
+                await link.end_of_data(TERMINATOR)
+                sent = True
+                reply = await link.reply()
                 done = True
-                route.final = route.walk.annotated(reply, opened)
-                if reply.is_positive:
-                    route.delivered(reply, octets)
-                    route.hand_back()
-                    return
-                if reply.code == 354:
-                    route.break_off(ReasonCode.PROTOCOL_ERROR, "354 to the end of data", "final", again=True)
-                    return
-                route.refused(route.accepted, "final", relayed=True)
-                await route.release(reply)
+                await self._take_final(route, reply, octets)
                 return
             route.unknown(ReasonCode.BUDGET, "no reply to the end of data")
         except WireLost as lost:
-            route.unknown(ReasonCode.LOST, printable(str(lost)))
+            if sent:
+                route.unknown(ReasonCode.LOST, printable(str(lost)))
+            else:
+                route.lost_before_the_dot(lost)
         except RemoteProtocolError as error:
             route.unknown(ReasonCode.PROTOCOL_ERROR, printable(str(error)))
         except Interrupted:
             route.unknown(ReasonCode.TIMED_OUT, "")
         finally:
             if not done:
-                opened.link.wire.close()
+                link.wire.close()
 
-    async def _each(
-        self, routes: Sequence[Route], step: Callable[[Route, float], Awaitable[None]], deadline: float
-    ) -> None:
-        if len(routes) == 1:
-            await step(routes[0], deadline)
+    async def _take_final(self, route: Route, reply: Reply, octets: int) -> None:
+        """The host's last word."""
+        if reply.severity == 3:
+            route.break_off(ReasonCode.PROTOCOL_ERROR, f"end of data answered {reply.code}", "final")
             return
-        async with trio.open_nursery() as nursery:
-            for route in routes:
-                nursery.start_soon(step, route, deadline)
+        route.final = route.walk.annotated(reply, route.opened)
+        if reply.is_positive:
+            route.delivered(reply, octets)
+            route.hand_back()
+        else:
+            route.refused(route.accepted, "final", relayed=True)
+            await route.release(reply)
 
     # -- ends
 
@@ -340,9 +348,10 @@ class Transaction:
 
     async def reset(self) -> None:
         """RSET, a new MAIL or a refused DATA: hosts that were told MAIL are told RSET and may serve again."""
-        for route in self.live:
-            await route.release(None)
-            route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
+        try:
+            await _each(self.live, lambda route, _: route.release(None), inf)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Drop every open host without a dot (SMTP-17); never raises, never waits."""
@@ -351,11 +360,33 @@ class Transaction:
                 route.final = reply_of(Reason(ReasonCode.INTERNAL, ""), route.walk.id)
                 route.drop()
 
-    def _own(self, code: ReasonCode, subject: str) -> Reply:
+    def _own(self, code: ReasonCode, subject: str, recipients: int = 1) -> Reply:
         self.decisions += 1
         id_ = f"{self._session}.{self.decisions}"
         reply = reply_of(Reason(code, subject), id_)
         self._services.emit(
-            DeliveryRefused(id=id_, domain=subject, reason=code.token, reply=reply_line(reply), stage="rcpt")
+            DeliveryRefused(
+                id=id_,
+                domain=printable(subject),
+                reason=code.token,
+                reply=reply_line(reply),
+                stage="rcpt",
+                recipients=recipients,
+            )
         )
         return reply
+
+    def _refuse(self, group: Sequence[Addressee], code: ReasonCode, subject: str) -> None:
+        reply = self._own(code, subject, len(group))
+        for addressee in group:
+            addressee.reply = reply
+
+
+async def _each(routes: Sequence[Route], step: Callable[[Route, float], Awaitable[None]], deadline: float) -> None:
+    """`step` for every route, side by side."""
+    if len(routes) == 1:
+        await step(routes[0], deadline)
+        return
+    async with trio.open_nursery() as nursery:
+        for route in routes:
+            nursery.start_soon(step, route, deadline)

@@ -3,10 +3,12 @@
 RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host
 that fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT,
 and after two hosts that were told MAIL.  A later host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
+A 2xx that was lost with its connection before the MTA heard of it counts for nothing.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
 import trio
@@ -21,7 +23,7 @@ from smtpguard.net.wire import Interrupted, WireLost
 from smtpguard.outbound.gather import Gathering, Plan, StsLookups
 from smtpguard.outbound.host import Candidate, HostFailed, Hosts, Opened
 from smtpguard.outbound.pool import Pool
-from smtpguard.outbound.report import host_opened, host_skipped, observed, plan_skipped
+from smtpguard.outbound.report import host_opened, host_skipped, observed, plan_skipped, unusable_tlsa
 from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
 from smtpguard.outbound.slots import DestinationSlots
@@ -85,6 +87,7 @@ class Walk:
     why: list[str] = field(default_factory=list)
     _full_sessions: int = 0
     _told: int = 0
+    _deadline: float = inf
 
     @property
     def applied(self) -> AppliedRules:
@@ -93,6 +96,7 @@ class Walk:
 
     async def run(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Give every addressee its reply.  `deadline` is on the monotonic clock; then `451 4.4.2`."""
+        self._deadline = deadline
         gathering = Gathering(
             self.next_hop,
             self.applied,
@@ -116,15 +120,17 @@ class Walk:
     async def more(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Further recipients for the open transaction."""
         assert self.opened is not None
-        for addressee in self._within_limit(addressees, self.opened.link):
-            lines = [self._rcpt_line(addressee, self.opened.link)]
-            self.opened.link.wire.deadline = deadline
-            try:
-                (reply,) = await self.opened.link.exchange(lines)
-            except (WireLost, RemoteProtocolError, Interrupted) as error:
-                self._lost(self.opened, error)
-                break
-            self._take(addressee, reply, self.opened)
+        link = self.opened.link
+        told = self._within_limit(addressees, link)
+        link.wire.deadline = deadline
+        try:
+            replies = await link.exchange([self._rcpt_line(one, link) for one in told])
+            link.wire.deadline = inf
+        except (WireLost, RemoteProtocolError, Interrupted) as error:
+            self._lost(self.opened, error)
+        else:
+            for addressee, reply in zip(told, replies, strict=True):
+                self._take(addressee, reply, self.opened)
         self._answer_rest(addressees)
 
     async def _walk(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
@@ -135,22 +141,32 @@ class Walk:
         hosts = await gathering.hosts()
         if isinstance(hosts, Reason):
             self._fail(hosts)
+            if hosts.code.result_type is not None:  # bogus MX records: no host is known, and it counts (RM-16)
+                self.services.emit(plan_skipped(self.id, self.next_hop, "", TryNextMx((hosts,))))
             return
+        usable = self._better_than_us(hosts)
+        if not usable:
+            self._fail(Reason(ReasonCode.LOOP, hosts[0].name, "own_names"))
         lacking: list[MxHost] = []
-        for number, host in enumerate(hosts):
-            if host.name in self.settings.own_names:  # and all worse preferences (RFC 5321 §5.1)
-                self._fail(Reason(ReasonCode.LOOP, host.name, "own_names"))
-                break
-            last = number == len(hosts) - 1
-            ended = await self._try_plan(await gathering.plan(host), host.name, addressees, strict=not last, last=last)
+        for number, host in enumerate(usable):
+            last = number == len(usable) - 1
+            plan = await gathering.plan(host)
+            strict = not last or bool(lacking)
+            ended = await self._try_plan(plan, host.name, addressees, strict=strict, last=last)
             if ended is None:
                 lacking.append(host)
             elif ended:
                 return
-        for host in lacking:  # nobody offers 8BITMIME who is in reach: `eightbit_to_7bit_mx`
+        for number, host in enumerate(lacking):  # nobody in reach offers 8BITMIME: `eightbit_to_7bit_mx`
             plan = await gathering.plan(host)
-            if await self._try_plan(plan, host.name, addressees, strict=False, last=True):
+            last = number == len(lacking) - 1
+            if await self._try_plan(plan, host.name, addressees, strict=False, last=last):
                 return
+
+    def _better_than_us(self, hosts: Sequence[MxHost]) -> Sequence[MxHost]:
+        """Without our own names and whatever is not better than they are (RFC 5321 §5.1, MX-08)."""
+        own = [host.preference for host in hosts if host.name in self.settings.own_names]
+        return [host for host in hosts if host.preference < min(own)] if own else hosts
 
     async def _try_plan(
         self,
@@ -170,9 +186,8 @@ class Walk:
         today = self.services.clock.now().date()
         for warning in rule_warnings(self.applied, plan.requirement, self.next_hop.domain, today):
             self.services.emit(warning)
-        for refused in plan.requirement.observed:
-            if refused.refused:
-                self.services.emit(observed(self.id, self.next_hop, plan, refused.kind, refused.refused))
+        if (unusable := unusable_tlsa(self.id, self.next_hop, plan)) is not None:
+            self.services.emit(unusable)
         addresses = self._ordered(plan.addresses)
         for number, address in enumerate(addresses):
             candidate = Candidate(
@@ -183,7 +198,9 @@ class Walk:
                 self.listener.ehlo,
                 self.next_hop.routed,
             )
-            opened = await self._open(candidate, plan, last=last and number == len(addresses) - 1)
+            final = last and number == len(addresses) - 1
+            until = inf if final else self._share()
+            opened = await self._open(candidate, plan, last=final, until=until)
             if isinstance(opened, HostFailed):
                 if opened.own:
                     return True
@@ -191,15 +208,23 @@ class Walk:
             if strict and self._lacks_8bitmime(opened):
                 self.services.pool.give(opened)
                 return None
-            if await self._offer(opened, plan, addressees, last=last and number == len(addresses) - 1):
+            if await self._offer(opened, plan, addressees, last=final, until=until):
                 return True
         return False
 
-    async def _open(self, candidate: Candidate, plan: Plan, *, last: bool) -> Opened | HostFailed:
+    def _share(self) -> float:
+        """Until when an address that is not the last may keep us waiting: half of what is left, so that one that
+        answers nothing leaves time for the next."""
+        now = self.services.clock.monotonic()
+        return now + (self._deadline - now) / 2
+
+    async def _open(
+        self, candidate: Candidate, plan: Plan, *, last: bool, until: float, fresh: bool = False
+    ) -> Opened | HostFailed:
         began = self.services.clock.monotonic()
-        opened: Opened | HostFailed | None = self.services.pool.take(candidate, plan.requirement)
+        opened: Opened | HostFailed | None = None if fresh else self.services.pool.take(candidate, plan.requirement)
         if opened is None:
-            opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last)
+            opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last, until=until)
         if isinstance(opened, HostFailed):
             if opened.reply is not None:
                 self._relayed_failure(opened.reply, candidate, plan, opened.reasons[-1])
@@ -214,7 +239,9 @@ class Walk:
             self.services.emit(observed(self.id, self.next_hop, plan, kind, reasons, opened))
         return opened
 
-    async def _offer(self, opened: Opened, plan: Plan, addressees: Sequence[Addressee], *, last: bool) -> bool:
+    async def _offer(
+        self, opened: Opened, plan: Plan, addressees: Sequence[Addressee], *, last: bool, until: float
+    ) -> bool:
         """MAIL and every undecided RCPT to this host, in one write where it pipelines.  True: the walk is over."""
         candidate = opened.candidate
         parameters = forward_mail(self.mail, opened.link.extensions, dsn_hide=self.settings.dsn == "hide")
@@ -230,23 +257,25 @@ class Walk:
         undecided = self._within_limit(addressees, opened.link)
         mail = b"MAIL FROM:<" + self.mail.path.text + b">"
         lines = [b" ".join((mail, *parameters)), *(self._rcpt_line(one, opened.link) for one in undecided)]
-        done = False
+        wire = opened.link.wire
+        wire.deadline = until
+        said: list[Reply] | Exception | None = None
         try:
-            mail_reply, *replies = await opened.link.exchange(lines)
-            done = True
-        except (WireLost, RemoteProtocolError) as error:
-            if opened.reused and isinstance(error, WireLost):
-                return await self._offer_afresh(candidate, plan, addressees, last=last)
-            self._full_sessions += 1
-            self._lost(opened, error)
-            return self._full_sessions >= self.settings.max_full_sessions
+            said = await opened.link.exchange(lines)
+            wire.deadline = inf
+        except (WireLost, RemoteProtocolError, Interrupted) as error:
+            said = error
         finally:
-            if not done:
-                opened.link.wire.close()
-        if opened.reused and mail_reply.code == 421:
-            opened.link.quit()
-            return await self._offer_afresh(candidate, plan, addressees, last=last)
+            if not isinstance(said, list):
+                wire.close()
+        if opened.reused and _is_gone(said):
+            wire.close()
+            return await self._offer_afresh(candidate, plan, addressees, last=last, until=until)
         self._full_sessions += 1
+        if isinstance(said, Exception):
+            self._lost(opened, said)
+            return self._full_sessions >= self.settings.max_full_sessions
+        mail_reply, *replies = said
         self.policy = plan.requirement.policy
         self.why = [f"{reason.code.token}:{reason.subject}" for reason in plan.requirement.reasons]
         if not mail_reply.is_positive:
@@ -260,29 +289,31 @@ class Walk:
             opened.messages += 1
             self.opened = opened
             return True
-        await self._return(opened, reset=mail_reply.is_positive)
+        if any(reply.code == 421 for reply in said):
+            opened.link.quit()
+        else:
+            await self._return(opened, reset=any(reply.is_positive for reply in said))
         if all(addressee.reply is not None for addressee in addressees):
             return True
         return self._full_sessions >= self.settings.max_full_sessions
 
     async def _offer_afresh(
-        self, candidate: Candidate, plan: Plan, addressees: Sequence[Addressee], *, last: bool
+        self, candidate: Candidate, plan: Plan, addressees: Sequence[Addressee], *, last: bool, until: float
     ) -> bool:
         """A pooled connection had died: one fresh one to the same host."""
-        opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last)
+        opened = await self._open(candidate, plan, last=last, until=until, fresh=True)
         if isinstance(opened, HostFailed):
-            self._skip(opened.reasons, opened.permanent)
-            self.services.emit(host_skipped(self.id, self.next_hop, plan, opened))
-            return False
-        return await self._offer(opened, plan, addressees, last=last)
+            return opened.own
+        return await self._offer(opened, plan, addressees, last=last, until=until)
 
     async def _return(self, opened: Opened, *, reset: bool) -> None:
         """Nothing was accepted here: the connection goes back clean, or is closed."""
         clean = not reset
         try:
             if reset:
-                (reply,) = await opened.link.exchange([b"RSET"])
-                clean = reply.is_positive
+                with trio.move_on_after(self.settings.budgets.slot):
+                    (reply,) = await opened.link.exchange([b"RSET"])
+                    clean = reply.is_positive
         except (WireLost, RemoteProtocolError, Interrupted):
             clean = False
         finally:
@@ -303,10 +334,15 @@ class Walk:
             addressee.deferred = shown
 
     def annotated(self, reply: Reply, opened: Opened) -> Reply:
-        """A reply of the host as the MTA sees it: code, status and text kept, one suffix; 421 becomes 451 (CH-20)."""
+        """A reply of the host as the MTA sees it: code, status and text kept, one suffix; 421 becomes 451 (CH-20).
+
+        A 3xx has no place where this is asked, and must never reach the MTA: 451 4.5.0 (SMTP-13, OUT-32).
+        """
         return self._annotated(reply, opened.candidate, opened.requirement.policy)
 
     def _annotated(self, reply: Reply, candidate: Candidate, policy: str) -> Reply:
+        if reply.severity == 3:
+            return reply_of(Reason(ReasonCode.PROTOCOL_ERROR, str(candidate), f"it said {reply}"), self.id)
         if reply.code == 421:
             reply = reply.with_code(451)
         return reply.with_suffix(f" ({candidate} {policy} {self.id})") if self.settings.annotate else reply
@@ -357,7 +393,8 @@ class Walk:
         if permanent and reply.is_transient and reason.code is not ReasonCode.NO_ADDRESS:
             reply = reply.with_code(550)
         if permanent and reason.code is ReasonCode.NO_ADDRESS and self.services.lookups.permanent_answers_confirmed():
-            reply = reply_of(Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail), self.id)
+            reason = Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail)
+            reply = reply_of(reason, self.id)
         self.failures.append(Failure(reply, reason.code, reason.subject))
 
     def _relayed_failure(self, reply: Reply, candidate: Candidate, plan: Plan, reason: Reason | None) -> None:
@@ -366,8 +403,8 @@ class Walk:
 
     def final_failure(self) -> Failure:
         """What the MTA hears where no host took the mail: the last temporary failure, else the last one."""
-        if not self.failures:
-            self._fail(Reason(ReasonCode.NO_USABLE_MX, self.next_hop.key))
+        if not self.failures:  # no cause is known, so none is permanent
+            self._fail(Reason(ReasonCode.INTERNAL, self.next_hop.key))
         temporary = [failure for failure in self.failures if failure.reply.is_transient]
         return (temporary or self.failures)[-1]
 
@@ -375,3 +412,11 @@ class Walk:
         for addressee in addressees:
             if addressee.reply is None:
                 addressee.reply = addressee.deferred or self.final_failure().reply
+
+
+def _is_gone(said: Sequence[Reply] | Exception) -> bool:
+    """Was the connection dead, or dying (421), before any recipient was accepted on it?"""
+    if isinstance(said, Exception):
+        return isinstance(said, WireLost)
+    accepted = said[0].is_positive and any(reply.is_positive for reply in said[1:])
+    return not accepted and any(reply.code == 421 for reply in said)

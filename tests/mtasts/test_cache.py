@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from smtpguard.dns.records import FailureKind, RdType, Security
-from smtpguard.events import InternalError, discard
+from smtpguard.events import InternalError, StsAlert, discard
 from smtpguard.mtasts.cache import StsCache, StsSettings, TxtTempfail
 from smtpguard.mtasts.fetch import FetchedPolicy
 from smtpguard.mtasts.parse import Mode, NoSts, ParsedPolicy, StsPolicy, StsUnavailable, parse_policy
@@ -28,6 +28,9 @@ ORG = Domain("example.org")
 DOWN = StsUnavailable(ReasonCode.STS_FETCH, "connection refused", "http-connect")
 WEBPKI = StsUnavailable(ReasonCode.STS_WEBPKI, "expired", "X509_V_ERR_CERT_HAS_EXPIRED")
 INVALID = StsUnavailable(ReasonCode.STS_INVALID, "mode is missing", "mode is missing")
+
+ALERTS = {"refresh_failed", "expired", "txt_missing_cached", "grace"}
+"""What is said at warning (STS-39)."""
 
 
 def served(mode: str = "enforce", max_age: int = 7 * DAY, mx: str = "*.example.org") -> FetchedPolicy:
@@ -79,6 +82,7 @@ class World:
 
     def said(self) -> list[str]:
         names = [event.event for event in self.events]
+        assert {event.event for event in self.events if isinstance(event, StsAlert)} == ALERTS.intersection(names)
         self.events.clear()
         return names
 
@@ -510,6 +514,7 @@ async def test_recheck_looks_for_a_new_id(autojump_clock: object, world: World) 
     await cached(world)
     world.zone.asked.clear()
     assert not await world.cache.recheck(ORG)
+    # By `lookup`, so from the resolver's cache while it lives: RFC 8461 §8.1 waits for the TTL of the TXT record.
     assert world.zone.asked == [("_mta-sts.example.org", RdType.TXT)]
     world.txt("2")
     world.hosts["example.org"] = served("none")

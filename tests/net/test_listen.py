@@ -1,20 +1,17 @@
-"""Binding, sockets from systemd, and the accept loop."""
+"""Binding, and sockets from systemd."""
 
 import errno
 import grp
 import os
-import resource
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import trio
 
-from smtpguard.events import AcceptPaused, Event, InternalError
 from smtpguard.net.listen import (
     Bind,
     BindInvalid,
@@ -24,11 +21,7 @@ from smtpguard.net.listen import (
     open_listeners,
     parse_bind,
     sd_notify,
-    serve,
 )
-from smtpguard.net.sessions import Sessions
-from smtpguard.net.wire import Wire, WireLost
-from tests.support.clock import test_clock
 
 ANY_PORT = Bind(ip_address("127.0.0.1"), 0)
 
@@ -259,194 +252,51 @@ def test_sd_notify_tells_the_socket_in_the_environment(tmp_path: Path) -> None:
             assert systemd.recv(64) == b"READY=1"
 
 
-# -- accepting
+# -- the file of a Unix socket
 
 
-class Served:
-    """A running `serve` and what it emitted."""
-
-    def __init__(self, address: tuple[str, int], slots: trio.Semaphore) -> None:
-        self.address = address
-        self.slots = slots
-        self.sessions = Sessions(test_clock())
-        self.events: list[Event] = []
-
-    async def dial(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream(*self.address)
-
-
-@asynccontextmanager
-async def served(
-    session: Callable[[Wire], Awaitable[object]], *, most: int = 10, farewell: bytes = b""
-) -> AsyncIterator[Served]:
-    (listener,) = open_listeners([ANY_PORT])
-    run = Served(listener.getsockname(), trio.Semaphore(most))
-    async with trio.open_nursery() as nursery:
-
-        async def accepting() -> None:
-            await serve(
-                listener,
-                session,
-                name="outbound",
-                slots=run.slots,
-                sessions=run.sessions,
-                nursery=nursery,
-                clock=test_clock(),
-                emit=run.events.append,
-                farewell=farewell,
-            )
-
-        nursery.start_soon(accepting)
-        yield run
-        nursery.cancel_scope.cancel()
+def test_the_file_goes_with_its_socket(tmp_path: Path) -> None:
+    bind = Bind(path=str(tmp_path / "lmtp.sock"))
+    (listener,) = open_listeners([bind])
+    assert (tmp_path / "lmtp.sock").is_socket()
+    listener.close()
+    assert not (tmp_path / "lmtp.sock").exists()
     listener.close()
 
 
-async def echo(wire: Wire) -> None:
-    while octets := await wire.receive():
-        await wire.send(octets)
+def test_the_file_of_a_successor_stays(tmp_path: Path) -> None:
+    bind = Bind(path=str(tmp_path / "lmtp.sock"))
+    (ours,) = open_listeners([bind])
+    os.unlink(bind.path)
+    (successors,) = open_listeners([bind])
+    ours.close()
+    assert (tmp_path / "lmtp.sock").is_socket()
+    successors.close()
+    assert not (tmp_path / "lmtp.sock").exists()
 
 
-async def test_each_connection_is_a_session_that_need_not_close() -> None:
-    async with served(echo) as run:
-        async with await run.dial() as a, await run.dial() as b:
-            await a.send_all(b"a")
-            await b.send_all(b"b")
-            assert await a.receive_some() + await b.receive_some() == b"ab"
-            assert len(run.sessions) == 2
-            assert run.slots.value == 8
-            await a.send_eof()
-            assert await a.receive_some() == b""
-        await trio.testing.wait_all_tasks_blocked()
-        assert run.slots.value == 10
-        assert len(run.sessions) == 0
-        assert run.events == []
-
-
-async def test_a_bug_ends_its_session_with_a_farewell_and_no_other() -> None:
-    async def buggy(wire: Wire) -> None:
-        if await wire.receive() == b"bug":
-            raise KeyError("what\r\never")
-        await wire.send(b"fine")
-
-    async with served(buggy, farewell=b"421 4.3.0 internal error\r\n") as run:
-        async with await run.dial() as good, await run.dial() as bad:
-            await bad.send_all(b"bug")
-            assert await bad.receive_some() == b"421 4.3.0 internal error\r\n"
-            assert await bad.receive_some() == b""
-            await good.send_all(b"ok")
-            assert await good.receive_some() == b"fine"
-        (event,) = run.events
-        assert isinstance(event, InternalError)
-        assert event.where == "session of outbound"
-        assert event.session.startswith("127.0.0.1:")
-        assert event.error.startswith("KeyError: 'what")
-        assert " at test_listen.py:" in event.error
-
-
-async def test_a_session_cut_off_is_no_bug() -> None:
-    async def lost(wire: Wire) -> None:
-        await wire.receive()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wire.receive)
-            nursery.cancel_scope.cancel()
-        raise ExceptionGroup("walks", [WireLost("gone")])
-
-    async with served(lost) as run:
-        async with await run.dial() as client:
-            await client.send_all(b"a")
-            assert await client.receive_some() == b""
-        assert run.events == []
-
-
-async def test_without_a_free_slot_accepting_pauses_and_says_so_once() -> None:
-    async with served(echo, most=1) as run:
-        first = await run.dial()
-        async with first:
-            await first.send_all(b"a")
-            await first.receive_some()
-            async with await run.dial() as second, await run.dial() as third:
-                await second.send_all(b"b")
-                await trio.testing.wait_all_tasks_blocked()
-                assert len(run.sessions) == 1  # the others wait in the kernel's queue
-                await first.aclose()
-                assert await second.receive_some() == b"b"
-                await second.aclose()
-                await third.send_all(b"c")
-                assert await third.receive_some() == b"c"
-        assert run.events == [AcceptPaused(listener="outbound", detail="the maximum of sessions is reached")]
-
-
-async def test_without_descriptors_accepting_pauses_100_ms(autojump_clock: trio.testing.MockClock) -> None:
-    async with served(echo) as run:
-        first = await run.dial()
-        async with first:
-            await first.send_all(b"a")
-            await first.receive_some()
-            second = socket.socket()
-            second.setblocking(False)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            lowest = os.dup(0)
-            os.close(lowest)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-            try:
-                second.connect_ex(run.address)
-                began = trio.current_time()
-                await trio.sleep(1)
-                assert trio.current_time() - began == 1
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert run.events == [AcceptPaused(listener="outbound", detail=os.strerror(errno.EMFILE))]
-            assert run.slots.value == 9
-            await trio.sleep(0.2)
-            assert len(run.sessions) == 2  # it goes on by itself
-            second.close()
-
-
-async def test_sessions_outlive_the_accepting() -> None:
-    (listener,) = open_listeners([ANY_PORT])
-    sessions = Sessions(test_clock())
-    async with trio.open_nursery() as outer:
-        scope = trio.CancelScope()
-
-        async def accepting() -> None:
-            with scope:
-                await serve(
-                    listener,
-                    echo,
-                    name="x",
-                    slots=trio.Semaphore(5),
-                    sessions=sessions,
-                    nursery=outer,
-                    clock=test_clock(),
-                    emit=lambda event: None,
-                )
-
-        outer.start_soon(accepting)
-        async with await trio.open_tcp_stream(*listener.getsockname()) as client:
-            await client.send_all(b"a")
-            assert await client.receive_some() == b"a"
-            scope.cancel()
-            await trio.testing.wait_all_tasks_blocked()
-            await client.send_all(b"b")
-            assert await client.receive_some() == b"b"
+def test_a_file_moved_away_or_replaced_stays(tmp_path: Path) -> None:
+    bind = Bind(path=str(tmp_path / "lmtp.sock"))
+    (listener,) = open_listeners([bind])
+    os.rename(bind.path, tmp_path / "moved")
+    (tmp_path / "lmtp.sock").write_text("not ours")
     listener.close()
+    assert (tmp_path / "lmtp.sock").read_text() == "not ours"
+    assert (tmp_path / "moved").exists()
 
 
-async def test_a_listener_that_is_gone_is_an_error() -> None:
-    """Not a busy loop: somebody ended what we listen on."""
-    (listener,) = open_listeners([ANY_PORT])
-    async with trio.open_nursery() as nursery:
-        listener.shutdown(socket.SHUT_RDWR)
-        with pytest.raises(OSError, match="Invalid argument"):
-            await serve(
-                listener,
-                echo,
-                name="x",
-                slots=trio.Semaphore(5),
-                sessions=Sessions(test_clock()),
-                nursery=nursery,
-                clock=test_clock(),
-                emit=lambda event: None,
-            )
+def test_the_file_of_an_inherited_socket_is_systemds(tmp_path: Path) -> None:
+    path = tmp_path / "lmtp.sock"
+    systemds = socket.socket(socket.AF_UNIX)
+    systemds.bind(str(path))
+    systemds.listen()
+    (listener,) = open_listeners([Bind(path=str(path))], [InheritedSocket("lmtp", systemds)])
     listener.close()
+    assert path.is_socket()
+
+
+def test_what_was_bound_before_a_failure_leaves_no_file(tmp_path: Path) -> None:
+    good, bad = Bind(path=str(tmp_path / "lmtp.sock")), Bind(path=str(tmp_path / "none" / "lmtp.sock"))
+    with pytest.raises(ListenFailed, match="no directory"):
+        open_listeners([good, bad])
+    assert list(tmp_path.iterdir()) == []
