@@ -5,11 +5,13 @@ flush last.
 """
 
 import gc
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,27 +21,37 @@ from smtpguard import __version__
 from smtpguard.admin.server import AdminServer, Status
 from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
+from smtpguard.config.startup import state_directory_problem, unusable_state_directory
+from smtpguard.dns.resolver import Validation
 from smtpguard.engine import Engine
-from smtpguard.events import Event, IdentityWarning, Lifecycle, ListenerBound
+from smtpguard.events import Emit, Event, IdentityWarning, InternalError, Lifecycle, ListenerBound, discard
+from smtpguard.inbound.service import Inbound
+from smtpguard.inbound.settings import InboundListener
 from smtpguard.mtasts.store import Store
+from smtpguard.net.accept import serve
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.listen import (
+    Bind,
     InheritedSocket,
     ListenFailed,
     inherited_sockets,
     open_listeners,
     sd_notify,
-    serve,
 )
 from smtpguard.net.sessions import Sessions
-from smtpguard.net.wire import Endpoint
 from smtpguard.outbound.identity import identity_problems
 from smtpguard.outbound.intake import INTERNAL, Intake
+from smtpguard.outbound.settings import OutboundListener
+from smtpguard.reasons import printable
 from smtpguard.telemetry.history import History
 from smtpguard.telemetry.log import LogSink
 from smtpguard.telemetry.metrics import Metrics
 
 _LOG_FLUSH_SECONDS = 2.0
 _DATABASE = "smtpguard.db"
+_MTA_SECONDS = 3.0  # how long the start waits for the MTAs behind inbound listeners
+_DETAIL = 500
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StartFailed(Exception):
@@ -49,16 +61,24 @@ class StartFailed(Exception):
 class Application:
     """One smtpguard process."""
 
-    def __init__(self, settings: Settings, clock: Clock = SYSTEM_CLOCK, stream: BinaryIO | None = None) -> None:
-        """Raises StartFailed."""
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = SYSTEM_CLOCK,
+        stream: BinaryIO | None = None,
+        watch: Emit = discard,
+    ) -> None:
+        """`stream` takes the log, stdout by default; `watch` hears every event too.  Raises StartFailed."""
         self.settings = settings
+        self._started_with = settings
         self._clock = clock
+        self._watch = watch
+        self._history: History | None = None
         self._log = LogSink(settings.log, stream or sys.stdout.buffer, clock)
         self._metrics = Metrics(clock, __version__, lambda: self._log.dropped)
-        self._history: History | None = None
-        self._store = self._open_store()
-        self._history = History(self._store, clock)
         try:
+            self._store = self._open_store()
+            self._history = History(self._store, clock)
             self._engine = Engine(settings, self._store, clock, self.emit)
         except (OSError, ValueError) as error:
             raise StartFailed(str(error)) from error
@@ -68,6 +88,20 @@ class Application:
             Intake(listener, lambda: self._engine.outbound, self._engine.services, self._sessions, self._ids)
             for listener in settings.listeners
         ]
+        self._inbounds = [
+            Inbound(
+                listener,
+                hostname=settings.hostname,
+                lookups=self._engine.resolver,
+                roots=self._engine.roots,
+                sessions=self._sessions,
+                mta_wires=self._engine.host_wires,
+                ids=self._ids,
+                clock=clock,
+                emit=self.emit,
+            )
+            for listener in settings.inbound
+        ]
         self._ready = False
 
     def emit(self, event: Event) -> None:
@@ -76,32 +110,44 @@ class Application:
         self._metrics.emit(event)
         if self._history is not None:
             self._history.emit(event)
+        self._watch(event)
 
     async def run(self) -> None:
-        """Serve until TERM.  Raises StartFailed."""
-        try:
-            inherited = inherited_sockets()
-            bound = self._bind(inherited)
-            admin = open_listeners([self.settings.admin], inherited) if self.settings.admin else []
-        except ListenFailed as failed:
-            raise StartFailed(str(failed)) from failed
-        self.emit(Lifecycle(stage="started", detail=f"smtpguard {__version__}"))
-        try:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        """Serve until TERM.  Raises StartFailed, before anything is served."""
+        with ExitStack() as closing:
+            closing.enter_context(_deaf())
+            closing.callback(self._close_sinks)
+            try:
+                inherited = inherited_sockets()
+                everything: list[Intake | Inbound] = [*self._intakes, *self._inbounds]
+                bound = [(service, _open(closing, service.listener.binds, inherited)) for service in everything]
+                admin = _open(closing, [self.settings.admin] if self.settings.admin else [], inherited)
+                _only_local(admin)
+            except ListenFailed as failed:
+                raise StartFailed(str(failed)) from failed
+            self._engine.listens_on(
+                _endpoint(sock) for socks in (admin, *(socks for _, socks in bound)) for sock in socks
+            )
+            self.emit(Lifecycle(stage="started", detail=f"smtpguard {__version__}"))
+            closing.callback(self.emit, Lifecycle(stage="stopped"))
+            with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as services:
                     services.start_soon(self._store.run)
                     services.start_soon(self._sessions.run)
                     await services.start(self._engine.run)
                     services.start_soon(self._check_identities)
+                    for inbound in self._inbounds:
+                        services.start_soon(inbound.run)
+                    with trio.move_on_after(_MTA_SECONDS):
+                        for inbound in self._inbounds:
+                            await inbound.watch.attempted.wait()
                     await self._serve(bound, admin, signals)
                     services.cancel_scope.cancel()
-        finally:
-            self.emit(Lifecycle(stage="stopped"))
-            self._store.close()
-            self._log.close(_LOG_FLUSH_SECONDS)
-            for _, socks in bound:
-                for sock in socks:
-                    sock.close()
+
+    def _close_sinks(self) -> None:
+        """The very end: what was learnt goes to the disk, and the log last of all."""
+        self._store.close()
+        self._log.close(_LOG_FLUSH_SECONDS)
 
     async def _check_identities(self) -> None:
         for listener in self.settings.listeners:
@@ -110,17 +156,9 @@ class Application:
 
     # -- serving
 
-    def _bind(self, inherited: Sequence[InheritedSocket]) -> list[tuple[Intake, list[socket.socket]]]:
-        bound = []
-        for intake in self._intakes:
-            listener = intake.listener
-            socks = open_listeners(listener.binds, inherited)
-            bound.append((intake, socks))
-        return bound
-
     async def _serve(
         self,
-        bound: list[tuple[Intake, list[socket.socket]]],
+        bound: list[tuple[Intake | Inbound, list[socket.socket]]],
         admin: list[socket.socket],
         signals: object,
     ) -> None:
@@ -130,22 +168,24 @@ class Application:
                     nursery.start_soon(self._signals, signals, accepting, sessions)
                     for sock in admin:
                         self._start_admin(nursery, sock)
-                    for intake, socks in bound:
-                        slots = trio.Semaphore(intake.listener.max_sessions)
+                    for service, socks in bound:
+                        slots = trio.Semaphore(service.listener.max_connections)
                         for sock in socks:
-                            self._announce(intake, sock)
-                            nursery.start_soon(self._accept, sock, intake, slots, sessions)
+                            self._announce(service, sock)
+                            nursery.start_soon(self._accept, sock, service, slots, sessions)
                     self._ready = True
                     self.emit(Lifecycle(stage="ready"))
                     sd_notify("READY=1")
                     gc.collect()
                     gc.freeze()
 
-    async def _accept(self, sock: socket.socket, intake: Intake, slots: trio.Semaphore, sessions: trio.Nursery) -> None:
+    async def _accept(
+        self, sock: socket.socket, service: Intake | Inbound, slots: trio.Semaphore, sessions: trio.Nursery
+    ) -> None:
         await serve(
             sock,
-            intake.session,
-            name=intake.listener.name,
+            service.session,
+            name=service.listener.name,
             slots=slots,
             sessions=self._sessions,
             nursery=sessions,
@@ -154,13 +194,13 @@ class Application:
             farewell=INTERNAL.encode(),
         )
 
-    def _announce(self, intake: Intake, sock: socket.socket) -> None:
-        listener = intake.listener
+    def _announce(self, service: Intake | Inbound, sock: socket.socket) -> None:
+        listener = service.listener
         self.emit(
             ListenerBound(
                 listener=listener.name,
-                address=str(Endpoint.of(sock.family, sock.getsockname())),
-                role="outbound",
+                address=str(_endpoint(sock)),
+                role="outbound" if isinstance(service, Intake) else "inbound",
                 protocol=listener.protocol,
             )
         )
@@ -171,21 +211,30 @@ class Application:
         self.emit(
             ListenerBound(
                 listener="admin",
-                address=str(Endpoint.of(sock.family, sock.getsockname())),
+                address=str(_endpoint(sock)),
                 role="admin",
                 protocol="http",
             )
         )
-        nursery.start_soon(server.serve, trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+        # Trio takes plain sockets only, and closes them; ours is closed where it was opened.
+        own = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(sock.fileno())))
+        nursery.start_soon(server.serve, trio.SocketListener(own))
 
     def status(self) -> Status:
         """What `/api/status` and the health endpoints show."""
         degraded = []
-        if self._engine.resolver.validation.name != "TRUSTED":
+        if self._engine.resolver.validation is not Validation.TRUSTED:
             degraded.append(f"DNSSEC: {self._engine.canary.state.value}")
+        degraded += [
+            f"MTA of {inbound.listener.name}: {inbound.watch.state}"
+            for inbound in self._inbounds
+            if inbound.watch.state != "ready"
+        ]
         return Status(
             version=__version__,
-            ready=self._ready and not self._sessions.draining,
+            ready=self._ready
+            and not self._sessions.draining
+            and not any(one.watch.is_refused for one in self._inbounds),
             draining=self._sessions.draining,
             dnssec=self._engine.canary.state.value,
             validation=self._engine.resolver.validation.value,
@@ -231,52 +280,105 @@ class Application:
 
     def _reload(self) -> None:
         """HUP: the new settings at once, or none of them."""
-        sd_notify("RELOADING=1")
+        # systemd wants its own clock's time of the notice (sd_notify(3), Type=notify-reload).
+        sd_notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         self.emit(Lifecycle(stage="reloading", detail=str(self.settings.path)))
-        found = load(self.settings.path)
-        if isinstance(found, list):
-            for error in found:
-                self.emit(Lifecycle(stage="reload_failed", detail=str(error)))
-        else:
-            try:
+        try:
+            found = load(self.settings.path)
+            if isinstance(found, Settings):
                 self._engine.reload(found)
-            except (OSError, ValueError) as error:
-                self.emit(Lifecycle(stage="reload_failed", detail=str(error)))
-            else:
+        except (OSError, ValueError) as error:
+            self.emit(Lifecycle(stage="reload_failed", detail=printable(str(error), _DETAIL)))
+        except Exception as error:  # noqa: BLE001  -- a boundary: a bug in reading a new file must not end what runs
+            self.emit(InternalError(where="reload", session="", error=printable(repr(error))))
+            self.emit(Lifecycle(stage="reload_failed", detail="internal error"))
+        else:
+            if isinstance(found, Settings):
                 self.emit(Lifecycle(stage="reloaded", detail=self._take_over(found)))
+            else:
+                for wrong in found:
+                    self.emit(Lifecycle(stage="reload_failed", detail=printable(str(wrong), _DETAIL)))
         sd_notify("READY=1")
 
     def _take_over(self, new: Settings) -> str:
         """What needs a restart to change, as text; listeners with the same binds take their new settings."""
-        old = self.settings
         by_binds = {listener.binds: listener for listener in new.listeners}
         for intake in self._intakes:
             intake.listener = by_binds.get(intake.listener.binds, intake.listener)
-        changed = [
-            name
-            for name, same in (
-                ("the binds of [[listener]]", {one.binds for one in old.listeners} == set(by_binds)),
-                ("[dns]", old.resolver == new.resolver and old.canary == new.canary),
-                ("[mtasts]", old.sts == new.sts and old.sts_port == new.sts_port),
-                ("[admin]", old.admin == new.admin),
-                ("[log]", old.log == new.log),
-                ("state_dir", old.state_dir == new.state_dir),
-            )
-            if not same
-        ]
+        inbound_by_binds = {listener.binds: listener for listener in new.inbound}
+        for inbound in self._inbounds:
+            if (listener := inbound_by_binds.get(inbound.listener.binds)) is not None:
+                inbound.reload(listener)
         self.settings = new
+        changed = _needs_restart(self._started_with, new)
         return f"needs a restart to take effect: {', '.join(changed)}" if changed else ""
 
     def _open_store(self) -> Store:
         directory = self.settings.state_dir
+        if problem := state_directory_problem(directory):
+            raise StartFailed(problem)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            return Store.open(directory / _DATABASE, self.emit)
         except OSError as error:
-            raise StartFailed(
-                f"the state directory {directory} cannot be used: {error.strerror or error}; "
-                "make it writable for this user or name another in state_dir"
-            ) from error
+            raise StartFailed(unusable_state_directory(directory, error.strerror or str(error))) from error
+        return Store.open(directory / _DATABASE, self.emit)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore signals while nobody receives them: one that comes in the last moment must not cost what is unwritten."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _by_binds(settings: Settings) -> dict[tuple[Bind, ...], OutboundListener | InboundListener]:
+    both: list[OutboundListener | InboundListener] = [*settings.listeners, *settings.inbound]
+    return {listener.binds: listener for listener in both}
+
+
+def _needs_restart(running: Settings, new: Settings) -> list[str]:
+    """What differs from what runs and is not taken over."""
+    running_binds = _by_binds(running)
+    new_binds = _by_binds(new)
+    same_sessions = all(
+        new_binds[binds].max_connections == listener.max_connections
+        for binds, listener in running_binds.items()
+        if binds in new_binds
+    )
+    places = (
+        ("the binds of [[listener]]", running_binds.keys() == new_binds.keys()),
+        ("max_sessions of [[listener]]", same_sessions),
+        ("[dns]", running.resolver == new.resolver and running.canary == new.canary),
+        ("[mtasts]", running.sts == new.sts and running.sts_port == new.sts_port),
+        ("[admin]", running.admin == new.admin),
+        ("[log]", running.log == new.log),
+        ("state_dir", running.state_dir == new.state_dir),
+    )
+    return [place for place, same in places if not same]
+
+
+def _open(closing: ExitStack, binds: Sequence[Bind], inherited: Sequence[InheritedSocket]) -> list[socket.socket]:
+    """Listening sockets, closed with the stack.  Raises ListenFailed."""
+    return [closing.enter_context(sock) for sock in open_listeners(binds, inherited)]
+
+
+def _endpoint(sock: socket.socket) -> Endpoint:
+    return Endpoint.of(sock.family, sock.getsockname())
+
+
+def _only_local(admin: Sequence[socket.socket]) -> None:
+    """The file says so of addresses; a socket that systemd passed shows it only here.  Raises ListenFailed."""
+    for sock in admin:
+        end = _endpoint(sock)
+        if end.address is not None and not end.address.is_loopback:
+            raise ListenFailed(
+                f"the admin socket that systemd passed listens on {end}, where other hosts reach it: "
+                "use a loopback address or a Unix socket in its ListenStream="
+            )
 
 
 def run(path: Path) -> None:

@@ -3,8 +3,9 @@
 Exit codes: 0 well, 1 it failed or a domain would be refused, 2 the configuration or the command line is wrong.
 """
 
-import os
+import signal
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -16,10 +17,12 @@ import trio
 
 from smtpguard import __version__
 from smtpguard.admin.client import AdminUnreachable, ask
+from smtpguard.admin.explain import explained
 from smtpguard.app import StartFailed
 from smtpguard.app import run as run_app
 from smtpguard.clock import SYSTEM_CLOCK
-from smtpguard.config.build import DEFAULT_PATH, Settings, host_name_resolves, load
+from smtpguard.config.build import DEFAULT_PATH, Settings, load
+from smtpguard.config.startup import host_name_problem, state_directory_problem
 from smtpguard.engine import Engine, load_roots
 from smtpguard.events import discard
 from smtpguard.mtasts.store import Store
@@ -67,12 +70,11 @@ def check_config(config: Path) -> None:
         load_roots(settings)
     except (OSError, ValueError) as error:
         problems.append(str(error))
-    directory = settings.state_dir
-    if directory.exists() and not os.access(directory, os.W_OK):
-        problems.append(f"the state directory {directory} is not writable for this user")
+    if problem := state_directory_problem(settings.state_dir):
+        problems.append(problem)
     for warning in settings.outbound.rules.warnings(SYSTEM_CLOCK.now().date()):
         click.echo(f"warning: policy {warning.rule}: {warning.detail}", err=True)
-    if unresolved := host_name_resolves(settings):
+    if unresolved := host_name_problem(settings.hostname):
         click.echo(f"warning: hostname: {unresolved}; many hosts refuse such a name in EHLO", err=True)
     for problem in problems:
         click.echo(problem, err=True)
@@ -98,6 +100,8 @@ def probe_command(domains: tuple[str, ...], as_json: bool, config: Path) -> None
         reports = trio.run(partial(_probe_all, settings, wanted, as_json))
     except (OSError, ValueError) as error:
         _fail(str(error), 1)
+    except BaseExceptionGroup as group:  # the nurseries wrap what their tasks raise
+        _fail_with(group)
     sys.exit(0 if all(report.verdict == "deliver" for report in reports) else 1)
 
 
@@ -150,29 +154,14 @@ def _shown_host(host: HostReport) -> str:
 @click.option("--json", "as_json", is_flag=True, help="The decisions as JSON.")
 @config_option
 def explain(what: str, as_json: bool, config: Path) -> None:
-    """Why was it refused or delivered?  WHAT is the id of a reply or log line, or a domain."""
+    """Why was it refused or delivered?  WHAT is the id of a reply or log line, or a domain; the newest comes first."""
     decisions = _ask(config, "GET", "/api/decisions", q=what)
     if not isinstance(decisions, list) or not decisions:
         _fail(f"nothing is remembered of {what!r}; `smtpguard probe DOMAIN` shows what would happen now", 1)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(decisions)).decode())
         return
-    for decision in decisions:
-        click.echo(f"{decision.get('id')}  {decision.get('domain')}")
-        for entry in decision.get("entries", []):
-            click.echo(f"  {_entry(entry)}")
-
-
-def _entry(entry: dict[str, object]) -> str:
-    """One event of a decision on one line."""
-    known = dict(entry)
-    head = f"{known.pop('at', known.pop('ts', ''))} {known.pop('event', '')}"
-    parts = []
-    for key, value in known.items():
-        if value in ("", None, [], 0, False) or key in ("id", "domain"):
-            continue
-        parts.append(f"{key}={' '.join(map(str, value)) if isinstance(value, list) else value}")
-    return f"{head} {' '.join(parts)}"
+    click.echo("\n\n".join(explained(decision) for decision in decisions if isinstance(decision, dict)))
 
 
 @main.group()
@@ -226,6 +215,24 @@ def demo(arguments: tuple[str, ...]) -> None:
     sys.exit(demo_main(list(arguments)))
 
 
+def _fail_with(group: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """End as the plain errors inside would have ended; raises the group where one of them is a bug."""
+    errors, rest = group.split((OSError, ValueError, KeyboardInterrupt))
+    if rest is not None or errors is None:
+        raise group
+    if errors.subgroup(KeyboardInterrupt) is not None:
+        sys.exit(128 + signal.SIGINT)
+    _fail("; ".join(dict.fromkeys(str(error) for error in _leaves(errors))), 1)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
 def _settings(config: Path) -> Settings:
     settings = load(config)
     if isinstance(settings, list):
@@ -239,8 +246,10 @@ def _ask(config: Path, method: str, path: str, **query: str) -> object:
     settings = _settings(config)
     if settings.admin is None:
         _fail("[admin] enabled = false: there is nothing to ask", 2)
+    if settings.admin_address is None:
+        _fail(f'[admin] bind = "{settings.admin}": name in [admin] address where its socket unit listens', 2)
     try:
-        return ask(settings.admin, method, path, **query)
+        return ask(settings.admin_address, method, path, **query)
     except AdminUnreachable as error:
         _fail(str(error), 1)
 

@@ -4,6 +4,8 @@ One `Engine` is one resolver, canary, MTA-STS cache, host memory and pool.  `out
 swaps; a session takes its settings once.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 
@@ -21,11 +23,13 @@ from smtpguard.mtasts.fetch import fetch_policy
 from smtpguard.mtasts.store import Store
 from smtpguard.names import Domain, IpAddress
 from smtpguard.net.connect import connect
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.limits import FailureMemory
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import Wire
 from smtpguard.outbound.host import Hosts, MemoryKey
 from smtpguard.outbound.pool import Pool
+from smtpguard.outbound.settings import Outbound
 from smtpguard.outbound.slots import DestinationSlots
 from smtpguard.outbound.walk import Services
 from smtpguard.tls.context import client_context
@@ -42,6 +46,7 @@ class Engine:
 
     def __init__(self, settings: Settings, store: Store, clock: Clock, emit: Emit) -> None:
         """Raises OSError or ValueError where roots or a state cannot be read; the message says the way out."""
+        self._listeners: frozenset[Endpoint] = frozenset()
         self.outbound = settings.outbound
         self.clock = clock
         self._roots = load_roots(settings)
@@ -132,9 +137,24 @@ class Engine:
         self.canary_asked.set()
 
     def reload(self, settings: Settings) -> None:
-        """Take the new rules, routes, limits and roots; what is under way keeps the old ones."""
-        self._roots = load_roots(settings)
-        self.outbound = settings.outbound
+        """Take the new rules, routes, limits and roots, or raise OSError or ValueError and change nothing.
+
+        What is under way keeps the old settings, and so may ask for the roots of a rule that is gone: those stay.
+        """
+        self._roots = self._roots | load_roots(settings)
+        self.outbound = self._without_ourselves(settings.outbound)
+        self.services.slots.resize(settings.outbound.destination_connections, settings.outbound.destination_walks)
+
+    def listens_on(self, listeners: Iterable[Endpoint]) -> None:
+        """What this process really listens on, never dialled: the file does not know the ports that the kernel chose
+        and the sockets that systemd passed."""
+        self._listeners = frozenset(listeners)
+        self.outbound = self._without_ourselves(self.outbound)
+
+    def _without_ourselves(self, outbound: Outbound) -> Outbound:
+        addresses = outbound.addresses
+        own = addresses.own_listeners | self._listeners
+        return replace(outbound, addresses=replace(addresses, own_listeners=own))
 
     def roots(self, ca_file: str | None) -> RootStore:
         """The authorities in a rule's CA file, or the shared ones."""

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from smtpguard import cli
 
 CONFIG = """
 hostname = "mail.example.org"
@@ -75,7 +78,8 @@ def test_config_errors_exit_2(config: Path, command: str) -> None:
     config.write_text(config.read_text().replace("lmtp.sock", "").replace('"lmtp"', '"x"'))
     done = smtpguard(command, "--config", config)
     assert done.returncode == 2
-    assert f'{config}: [listener 1] protocol = "x": must be one of "smtp", "lmtp"' in done.stderr
+    assert f"{config}: [[listener]] 1 (unix:/" in done.stderr
+    assert ') protocol = "x": must be one of "smtp", "lmtp"' in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -145,3 +149,43 @@ def test_probe_says_what_fails(config: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout)["reason"] == "dns/failure"
     assert smtpguard("probe", "not a domain", "--config", config).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "said"),
+    [
+        (
+            [OSError("disk full"), ExceptionGroup("", [ValueError("no roots"), OSError("disk full")])],
+            1,
+            "disk full; no roots",
+        ),
+        ([KeyboardInterrupt(), OSError("x")], 130, ""),
+    ],
+)
+def test_probe_ends_like_a_plain_error(
+    config: Path, monkeypatch: pytest.MonkeyPatch, errors: list[BaseException], code: int, said: str
+) -> None:
+    """Nurseries wrap errors in groups; the user sees one line, or at an interrupt none."""
+
+    async def failing(*_: object) -> None:
+        raise BaseExceptionGroup("", errors)
+
+    monkeypatch.setattr(cli, "_probe_all", failing)
+    done = CliRunner().invoke(cli.main, ["probe", "a.example", "--config", str(config)])
+    assert (done.exit_code, done.output) == (code, f"smtpguard: {said}\n" if said else "")
+
+
+def test_a_bug_in_probe_is_not_hidden(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object) -> None:
+        raise ExceptionGroup("", [OSError("x"), KeyError("a bug")])
+
+    monkeypatch.setattr(cli, "_probe_all", failing)
+    done = CliRunner().invoke(cli.main, ["probe", "a.example", "--config", str(config)])
+    assert isinstance(done.exception, ExceptionGroup)
+
+
+def test_a_socket_of_systemd_needs_an_address_to_ask(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace(f"unix:{tmp_path}/admin.sock", "fd:admin"))
+    done = CliRunner().invoke(cli.main, ["explain", "x", "--config", str(config)])
+    assert done.exit_code == 2
+    assert "name in [admin] address where its socket unit listens" in done.output

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import msgspec
 
 from smtpguard.net.listen import Bind
+from smtpguard.reasons import printable
 
 _SECONDS = 90.0
 
@@ -41,7 +42,7 @@ def ask(admin: Bind, method: str, path: str, **query: str) -> object:
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise AdminUnreachable(
-            f"no answer from {admin}: {error}; is smtpguard running, and with this configuration file?"
+            f"no answer from {admin}: {printable(str(error))}; is smtpguard running, and with this configuration file?"
         ) from error
     finally:
         connection.close()
@@ -51,5 +52,5 @@ def ask(admin: Bind, method: str, path: str, **query: str) -> object:
         raise AdminUnreachable(f"{admin} does not answer like smtpguard") from error
     if response.status >= 400:
         text = answer.get("error", "") if isinstance(answer, dict) else ""
-        raise AdminUnreachable(f"{admin} answered {response.status}: {text}")
+        raise AdminUnreachable(f"{admin} answered {response.status}: {printable(str(text))}")
     return answer

@@ -9,6 +9,7 @@ without end.
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,8 @@ from prometheus_client.registry import Collector
 from smtpguard.clock import Clock
 from smtpguard.events import (
     AcceptPaused,
+    CertificateAlert,
+    CertificateEvent,
     Delivered,
     DeliveryRefused,
     DnsLookup,
@@ -29,13 +32,23 @@ from smtpguard.events import (
     FinalReplyLost,
     HostOpened,
     HostSkipped,
+    IdentityWarning,
+    InboundTls,
     InternalError,
     Lifecycle,
+    LimitHit,
+    ListenerBound,
+    MessageRelayed,
+    MtaAlert,
+    MtaFailure,
+    MtaState,
     PolicyObserved,
+    RuleShadowed,
     RuleWarning,
     SessionClosed,
     SessionOpened,
     StoreError,
+    StsAlert,
     StsEvent,
     TlsFacts,
     Violation,
@@ -52,6 +65,7 @@ _DELIVERY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240, 600)
 _DNS_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 # Whether the configuration in force is the one in the file.
+_MTA_STATES = ("starting", "ready", "down", "refused", "open_relay")
 _CONFIG_STAGES = MappingProxyType({"started": True, "ready": True, "reloaded": True, "reload_failed": False})
 
 
@@ -97,9 +111,28 @@ class Metrics:
         self._open = gauge("sessions_open", "Sessions open now", "direction")
         self._pauses = counter("accept_pauses", "Times accepting paused for lack of descriptors or slots")
         self._rule_warnings = counter("rule_warnings", "Rules that do not do what they seem to", "kind")
+        self._identity_warnings = counter(
+            "identity_warnings", "Findings against the names and addresses that mail is sent from"
+        )
+        self._listeners = gauge("listeners", "Sockets that are listened on", "role", "protocol")
         self._internal_errors = counter("internal_errors", "Bugs: exceptions that reached a boundary")
         self._store_errors = counter("store_errors", "Failures to read or write persistent state", "store")
         self._dnssec = gauge("dnssec_state", "1 for what the canary finds the resolver to be", "state")
+        self._relayed = counter("messages_relayed", "Clients' messages, by the class of the reply", "reply")
+        self._relayed_octets = counter("relayed_octets", "Content octets of clients' messages")
+        self._relay_seconds = histogram(
+            "relay_seconds", "Time from the go-ahead to the reply to a client's message", _DELIVERY_SECONDS
+        )
+        self._client_tls = counter("client_tls_connections", "TLS connections of clients", "version", "cipher", "group")
+        self._handshake_failures = counter("client_handshake_failures", "Clients' handshakes that failed", "cause")
+        self._limits = counter("limits_hit", "Times a limit of an inbound listener was reached", "limit")
+        self._mta_failures = counter("mta_failures", "Times the MTA behind could not be used for a client", "step")
+        self._mta_state = gauge("mta_state", "1 for what the MTA behind a listener is", "listener", "state")
+        self._shadowed = counter("rules_shadowed", "Inbound rules in shadow, by what they would have done", "would")
+        self._certificates = counter("certificate_events", "Certificates loaded, kept, or in need of a look", "event")
+        self._not_after = gauge(
+            "certificate_not_after_timestamp_seconds", "When a served certificate ends", "listener", "name"
+        )
         self._reload_ok = gauge("config_last_reload_successful", "Whether the last reload succeeded")
         self._reload_at = gauge(
             "config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded"
@@ -126,12 +159,24 @@ class Metrics:
             SessionClosed: self._session_closed,
             DnsLookup: self._dns_lookup,
             DnssecState: self._dnssec_changed,
-            StsEvent: lambda e: self._sts.labels(self._word("event", e.event)).inc(),
+            StsEvent: self._sts_event,
+            StsAlert: self._sts_event,
             RuleWarning: lambda e: self._rule_warnings.labels(self._word("rule", e.kind)).inc(),
+            ListenerBound: self._listener_bound,
+            IdentityWarning: lambda e: self._identity_warnings.inc(),
             AcceptPaused: lambda e: self._pauses.inc(),
             InternalError: lambda e: self._internal_errors.inc(),
             StoreError: lambda e: self._store_errors.labels(self._word("store", e.store)).inc(),
             Lifecycle: self._lifecycle,
+            MessageRelayed: self._message_relayed,
+            InboundTls: self._inbound_tls,
+            LimitHit: lambda e: self._limits.labels(self._word("limit", e.limit)).inc(),
+            MtaFailure: lambda e: self._mta_failures.labels(self._word("step", e.step)).inc(),
+            MtaState: self._mta_changed,
+            MtaAlert: self._mta_changed,
+            RuleShadowed: lambda e: self._shadowed.labels(self._word("would", e.would)).inc(),
+            CertificateEvent: self._certificate,
+            CertificateAlert: self._certificate,
         }
 
     def emit(self, event: Event) -> None:
@@ -160,7 +205,7 @@ class Metrics:
             reason = "relayed/5xx" if event.reply.startswith("5") else "relayed/4xx"
         else:
             reason = _NONE
-        self._refusals.labels("outbound", reason).inc()
+        self._refusals.labels(event.direction, reason).inc()
 
     def _host_opened(self, event: HostOpened) -> None:
         self._opened.labels("true" if event.reused else "false").inc()
@@ -194,7 +239,41 @@ class Metrics:
         self._dnssec.labels(state).set(1)
         self._dnssec_state = state
 
+    def _sts_event(self, event: StsEvent) -> None:
+        self._sts.labels(self._word("event", event.event)).inc()
+
+    def _listener_bound(self, event: ListenerBound) -> None:
+        self._listeners.labels(self._word("role", event.role), self._word("protocol", event.protocol)).inc()
+
+    def _message_relayed(self, event: MessageRelayed) -> None:
+        digit = event.reply[:1]
+        self._relayed.labels(f"{digit}xx" if digit in "245" else _OTHER).inc()
+        self._relayed_octets.inc(max(event.octets, 0))
+        self._relay_seconds.observe(event.seconds)
+        if event.reason:
+            self._refusals.labels("inbound", _reason(event.reason)).inc()
+
+    def _inbound_tls(self, event: InboundTls) -> None:
+        if event.cause:
+            self._handshake_failures.labels(self._word("handshake", event.cause)).inc()
+            return
+        version, cipher = self._word("version", event.tls_version), self._word("cipher", event.cipher)
+        self._client_tls.labels(version, cipher, self._word("group", event.group)).inc()
+
+    def _mta_changed(self, event: MtaState) -> None:
+        listener = self._word("listener", event.listener)
+        for state in _MTA_STATES:
+            self._mta_state.labels(listener, state).set(state == event.state)
+
+    def _certificate(self, event: CertificateEvent) -> None:
+        self._certificates.labels(self._word("certificate", event.event)).inc()
+        if event.not_after and event.names:
+            labels = self._word("listener", event.listener), self._word("name", event.names[0])
+            self._not_after.labels(*labels).set(datetime.fromisoformat(event.not_after).timestamp())
+
     def _lifecycle(self, event: Lifecycle) -> None:
+        if event.stage == "draining":
+            self._listeners.clear()
         if (loaded := _CONFIG_STAGES.get(event.stage)) is None:
             return
         self._reload_ok.set(loaded)

@@ -1,10 +1,15 @@
 """The configuration file: what is accepted, and how everything wrong is told at once."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
-from smtpguard.config.build import Settings, load, parse_resolver
+from smtpguard.config.build import Settings, load
+from smtpguard.config.findings import Findings
+from smtpguard.config.resolver import parse_resolver, resolver_settings
+from smtpguard.config.schema import File
 from smtpguard.names import NameInvalid, parse_address
 from smtpguard.policy.model import Level
 
@@ -49,8 +54,8 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
     text = MINIMAL.replace("mail.example.org", "mail..org").replace('"lmtp"', '"lmpt"')
     text += '[outbound]\nlevel = "danne"\n[[policy]]\ndomain = "a.example"\nlevel = "secure"\nmatc = ["x"]\n'
     assert errors(tmp_path, text) == [
-        '[listener 1] protocol = "lmpt": must be one of "smtp", "lmtp"',
-        "[policy 1] matc: is not a key of this table; did you mean 'match'?",
+        '[[listener]] 1 (127.0.0.1:10027) protocol = "lmpt": must be one of "smtp", "lmtp"',
+        "[[policy]] 1 (a.example) matc: is not a key of this table; did you mean 'match'?",
         "hostname = \"mail..org\": 'mail..org' is not a domain name: each label must have 1 to 63 octets",
         (
             "[outbound] level = \"danne\": 'danne' is not a level; the levels are auto, none, may, encrypt, "
@@ -70,12 +75,13 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("bind = []", "needs at least one address"),
         ('bind = ["127.0.0.1:1"]\ncertificate = "/nowhere.pem"', "key"),
         ('bind = ["127.0.0.1:1"]\nsource_ipv4 = "::1"', "must be an IPv4 address"),
+        ('bind = ["127.0.0.1:1"]\nname = "admin"', 'name = "admin": is the name of [admin]'),
     ],
 )
 def test_listener_errors(tmp_path: Path, change: str, error: str) -> None:
     """LMTP-03 and DESIGN §6 "Who may use us"."""
     found = errors(tmp_path, MINIMAL.replace('bind = ["127.0.0.1:10027"]', change))
-    assert any(error in line and "[listener 1]" in line for line in found), found
+    assert any(error in line and "[[listener]] 1" in line for line in found), found
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,7 @@ def test_listener_errors(tmp_path: Path, change: str, error: str) -> None:
         ('[[route]]\ndomain = "a.example"\nnext_hop = "[mx.example"', "the ']' is missing"),
         ('[[route]]\ndomain = "a.example"\nnext_hop = "mx:0"', "a port from 1 to 65535"),
         ('[[policy]]\ndomain = "a.example"\nlevel = "may"\n' * 2, "two rules"),
-        ('[[policy]]\ndomain = "a.example"\nlevel = "none"\nmin_tls = "1.3"', "min_tls has no meaning"),
+        ('[[policy]]\ndomain = "a.example"\nlevel = "none"\nmin_tls = "1.3"', "has no meaning at level"),
         ('[mtasts]\nsts_txt_tempfail = "never"', 'must be one of "defer", "grace", "ignore"'),
         ("[outbound]\nport = 70000", "[outbound] port = 70000"),
         ("colour = 1", "colour"),
@@ -140,7 +146,168 @@ def test_resolvers(text: str, address: str, port: int, name: str | None) -> None
     assert (found.address, found.port, found.tls_name) == (parse_address(address), port, name)
 
 
-@pytest.mark.parametrize("text", ["tls://192.0.2.1", "192.0.2.1#x.example", "127.0.0.1:0", "resolver.example"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tls://192.0.2.1",
+        "192.0.2.1#x.example",
+        "127.0.0.1:0",
+        "127.0.0.1:",
+        "[::1",
+        "[::1]:",
+        "[::1]5353",
+        "resolver.example",
+    ],
+)
 def test_bad_resolvers(text: str) -> None:
     with pytest.raises(NameInvalid):
         parse_resolver(text)
+
+
+@pytest.mark.parametrize(
+    "clients",
+    [
+        ["0.0.0.0/0"],
+        ["0.0.0.0/1", "128.0.0.0/1"],
+        ["0.0.0.0/2", "64.0.0.0/2", "128.0.0.0/2", "192.0.0.0/2"],
+        ["16.0.0.0/5"],
+        [f"{number}.0.0.0/8" for number in range(1, 224)],
+        ["192.0.2.0/24", "::/0"],
+        ["::/1", "8000::/1"],
+        ["2000::/3"],
+        ["::ffff:0:0/96"],
+    ],
+)
+def test_clients_that_are_everybody(tmp_path: Path, clients: list[str]) -> None:
+    """DESIGN §6: an open relay is refused, however it is written."""
+    listener = f'bind = ["0.0.0.0:10027"]\nclients = {json.dumps(clients)}\ncleartext_from = ["192.0.2.0/24"]'
+    (error,) = errors(tmp_path, MINIMAL.replace('bind = ["127.0.0.1:10027"]', listener))
+    assert error.startswith("[[listener]] 1 (0.0.0.0:10027) clients = ")
+
+
+def test_clients_of_ones_own(tmp_path: Path) -> None:
+    """Wide private networks and several neighbours are nobody else's."""
+    listener = 'bind = ["0.0.0.0:10027"]\nclients = ["10.0.0.0/8", "fc00::/7", "192.0.2.0/25", "192.0.2.128/25"]'
+    text = MINIMAL.replace('bind = ["127.0.0.1:10027"]', listener + '\ncleartext_from = ["10.0.0.0/8"]')
+    assert len(settings(tmp_path, text).listeners[0].clients) == 4
+
+
+def second(bind: str, name: str = "") -> str:
+    named = f'name = "{name}"\n' if name else ""
+    ours = 'clients = ["10.0.0.0/8"]\ncleartext_from = ["10.0.0.0/8"]\n'
+    return f'[[listener]]\nrole = "outbound"\n{named}bind = {bind}\n{ours}'
+
+
+@pytest.mark.parametrize(
+    ("bind", "taken"),
+    [
+        ('["127.0.0.1:10027"]', "127.0.0.1:10027 of [[listener]] 1 (127.0.0.1:10027)"),
+        ('["0.0.0.0:10027"]', "127.0.0.1:10027 of [[listener]] 1 (127.0.0.1:10027)"),
+        ('["[::]:26", "[::1]:26"]', "[::]:26"),
+        ('["[::1]:26", "[::]:26"]', "[::1]:26"),
+        ('["unix:/run/x", "unix:/run/x"]', "unix:/run/x"),
+        ('["fd:mail", "fd:mail"]', "fd:mail"),
+    ],
+)
+def test_bound_twice(tmp_path: Path, bind: str, taken: str) -> None:
+    """A wildcard contains every address of its family; the error names both places."""
+    found = errors(tmp_path, MINIMAL + second(bind))
+    assert [error for error in found if f"is bound twice: {taken} takes it already" in error] == found != []
+
+
+def test_the_admin_address_is_bound_too(tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + '[admin]\nbind = "127.0.0.1:10027"')
+    assert error.startswith('[admin] bind = "127.0.0.1:10027": is bound twice: 127.0.0.1:10027 of [[listener]] 1')
+    (default,) = errors(tmp_path, MINIMAL + second('["0.0.0.0:9825"]'))
+    assert default.startswith('[admin] bind = "127.0.0.1:9825": is bound twice: 0.0.0.0:9825 of [[listener]] 2')
+
+
+@pytest.mark.parametrize(
+    "bind", ['["[::]:10027"]', '["127.0.0.1:10028"]', '["127.0.0.2:10027"]', '["127.0.0.1:0", "127.0.0.1:0"]']
+)
+def test_bound_once(tmp_path: Path, bind: str) -> None:
+    """[::] is IPv6 only and stands beside IPv4; port 0 is another port each time."""
+    assert errors(tmp_path, MINIMAL + second(bind)) == []
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + second('["127.0.0.1:1"]', "a") + second('["127.0.0.1:2"]', "a"))
+    assert error == '[[listener]] 3 (a) name = "a": is the name of [[listener]] 2 (a): each listener has its own'
+
+
+RULE = '[[policy]]\ndomain = "{}"\nlevel = "{}"\n'
+
+
+def test_errors_of_rules_stand_at_their_rule(tmp_path: Path) -> None:
+    """PF-03, PF-04: never under [outbound]."""
+    text = MINIMAL + RULE.format("a.example", "may") + RULE.format("b.example", "none") + 'min_tls = "1.3"\n'
+    text += 'servername = "x.example"\n' + RULE.format("A.example.", "may") + RULE.format("c.example", "fingerprint")
+    assert errors(tmp_path, text) == [
+        '[[policy]] 2 (b.example) min_tls = "1.3": has no meaning at level "none": TLS is not tried',
+        '[[policy]] 2 (b.example) servername = "x.example": has no meaning at level "none": TLS is not tried',
+        (
+            '[[policy]] 3 (A.example.) domain = "A.example.": has two rules, the other is [[policy]] 1 (a.example): '
+            "one key has one rule, order means nothing"
+        ),
+        '[[policy]] 4 (c.example) level = "fingerprint": needs at least one entry in fingerprints',
+    ]
+
+
+def test_level_of_everything(tmp_path: Path) -> None:
+    """What is wrong with `[outbound] level` itself stands there."""
+    (error,) = errors(tmp_path, MINIMAL + '[outbound]\nlevel = "fingerprint"')
+    assert error.startswith('[outbound] level = "fingerprint": ')
+
+
+@pytest.mark.parametrize(
+    ("admin", "bind", "address"),
+    [
+        ('bind = "fd:admin"', "fd:admin", "None"),
+        ('bind = "fd:admin"\naddress = "unix:/run/smtpguard/admin.sock"', "fd:admin", "unix:/run/smtpguard/admin.sock"),
+        ('bind = "[::1]:9825"', "[::1]:9825", "[::1]:9825"),
+        ("enabled = false", "None", "None"),
+    ],
+)
+def test_admin(tmp_path: Path, admin: str, bind: str, address: str) -> None:
+    """Socket activation too: then the file says where the commands find it."""
+    found = settings(tmp_path, MINIMAL + f"[admin]\n{admin}")
+    assert (str(found.admin), str(found.admin_address)) == (bind, address)
+
+
+def test_resolv_conf(tmp_path: Path) -> None:
+    """Without `resolvers` those of resolv.conf(5), and an error with the way out where there are none."""
+    path = tmp_path / "resolv.conf"
+    found = Findings(tmp_path / "x.toml")
+    file = File(hostname="x.example")
+    resolver_settings(found, file, path)
+    assert "cannot be read: No such file" in str(found.errors.pop())
+    path.write_text("search example.org\n")
+    resolver_settings(found, file, path)
+    assert 'names none; write resolvers = ["127.0.0.1"]' in str(found.errors.pop())
+    path.write_text("nameserver 192.0.2.53\noptions trust-ad\n")
+    (resolver,) = resolver_settings(found, file, path).resolvers
+    assert (str(resolver.address), resolver.vouched, found.errors) == ("192.0.2.53", True, [])
+
+
+@pytest.mark.parametrize(("given", "state_dir"), [("", "/var/lib/smtpguard"), ("/a:/b", "/a")])
+def test_state_dir_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, state_dir: str) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", given)
+    assert str(settings(tmp_path, MINIMAL).state_dir) == state_dir
+
+
+def test_the_shipped_file_loads_as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """deploy/smtpguard.toml is valid, shows each table, and its comments are valid settings."""
+    shipped = Path(__file__).parents[2] / "deploy" / "smtpguard.toml"
+    found = load(shipped)
+    assert isinstance(found, Settings), [str(error) for error in found]
+    assert [listener.protocol for listener in found.listeners] == ["lmtp", "smtp"]
+    assert [str(bind) for listener in found.listeners for bind in listener.binds] == [
+        "127.0.0.1:10027",
+        "127.0.0.1:10026",
+    ]
+
+
+def test_the_comments_of_the_shipped_file_are_settings(tmp_path: Path) -> None:
+    """`#key = value` lines of deploy/smtpguard.toml, taken in, load as well."""
+    shipped = (Path(__file__).parents[2] / "deploy" / "smtpguard.toml").read_text()
+    settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))

@@ -1,14 +1,15 @@
 """smtpguard between a client and the sandbox internet, all tasks of one trio.run: what the scenario tests stand on."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
-from smtpguard.clock import SYSTEM_CLOCK, Ids
+from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
 from smtpguard.engine import Engine
 from smtpguard.events import Event
@@ -16,8 +17,9 @@ from smtpguard.mtasts.store import Store
 from smtpguard.net.listen import open_listeners, serve
 from smtpguard.net.sessions import Sessions
 from smtpguard.outbound.intake import INTERNAL, Intake
+from smtpguard.sandbox.behaviour import Behaviour
 from smtpguard.sandbox.client import Client, Sent
-from smtpguard.sandbox.internet import BROKEN, SIGNED, UNSIGNED, Internet, Site, start
+from smtpguard.sandbox.internet import BROKEN, RESOLVER, SIGNED, UNSIGNED, Internet, Site, start
 
 E = TypeVar("E", bound=Event)
 
@@ -59,12 +61,40 @@ class Rig:
         """The events of one kind, in order."""
         return [event for event in self.events if isinstance(event, kind)]
 
+    def behave(self, domain: str, **changes: object) -> None:
+        """The first MX of this domain is a good one, but for these changes, from its next step on."""
+        mx = self.internet.hosts[domain].mx
+        mx.behaviour = replace(Behaviour(), **changes)  # type: ignore[arg-type]
+
+    def budget(self, **seconds: float) -> None:
+        """Sessions that begin from now on have these budgets."""
+        settings = self.engine.outbound
+        self.engine.outbound = replace(settings, budgets=replace(settings.budgets, **seconds))
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing is left open but idle connections (their number is the pool's own affair)."""
+        return repr(self.engine.services.slots) == "<DestinationSlots connections={} walks={}>"
+
     def no_clear_mail(self, domain: str) -> bool:
-        """INV-04: the MX of this domain saw no envelope and no body octet in clear."""
+        """INV-04: no envelope and no body octet of mail to this domain was on the wire in clear."""
         host = self.internet.hosts[domain]
-        seen = [host.mx.clear] + [further.mx.clear for further in host.further]
-        seen.append(self.internet.forged_mx.clear)
+        seen = [host.mx.clear, self.internet.forged_mx.clear, *(further.mx.clear for further in host.further)]
+        if host.attacker is not None:  # he stands where the wire is, the MX only hears what he passes on
+            seen.append(host.attacker.clear)
         return not any(word in octets.upper() for octets in seen for word in (b"MAIL FROM", b"RCPT TO", MARKER.upper()))
+
+
+@dataclass(slots=True)
+class Calendar:
+    """A date that stands still, and jumps where a test sets `now`; the monotonic clock goes on."""
+
+    now: datetime
+
+    @property
+    def clock(self) -> Clock:
+        """For `open_rig`."""
+        return Clock(now=lambda: self.now, monotonic=trio.current_time)
 
 
 CONFIG = """
@@ -78,6 +108,7 @@ protocol = "lmtp"
 [[listener]]
 role = "outbound"
 name = "smtp"
+ehlo = "second.sender.example"
 bind = ["127.0.0.1:0"]
 protocol = "smtp"
 [outbound]
@@ -104,11 +135,20 @@ enabled = false
 
 @asynccontextmanager
 async def open_rig(
-    directory: Path, sites: Sequence[Site], *, outbound: str = "", extra: str = "", store: Store | None = None
+    directory: Path,
+    sites: Sequence[Site],
+    *,
+    outbound: str = "",
+    extra: str = "",
+    store: Store | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+    resolver: str = RESOLVER,
+    adjust: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> AsyncIterator[Rig]:
-    """The rig with these domains; `outbound` are lines of [outbound], `extra` further tables."""
+    """The rig with these domains; `outbound` are lines of [outbound], `extra` further tables; `clock` is what
+    smtpguard takes for the time (monotonic: Trio's); `adjust` changes what has no key in the file."""
     async with trio.open_nursery() as nursery:
-        internet = await start(nursery, directory, sites, ttl_seconds=0)
+        internet = await start(nursery, directory, sites, ttl_seconds=0, resolver=resolver)
         address, port = internet.resolver
         path = directory / "smtpguard.toml"
         path.write_text(
@@ -127,15 +167,16 @@ async def open_rig(
         )
         settings = load(path)
         assert isinstance(settings, Settings), settings
+        settings = adjust(settings)
         events: list[Event] = []
-        engine = Engine(settings, store or Store.open(None, events.append), SYSTEM_CLOCK, events.append)
+        engine = Engine(settings, store or Store.open(None, events.append), clock, events.append)
         await nursery.start(engine.run)
         with trio.fail_after(5):
             while engine.canary.verdict is None:
                 await trio.sleep(0.005)
-        sessions = Sessions(SYSTEM_CLOCK)
+        sessions = Sessions(clock)
         nursery.start_soon(sessions.run)
-        ids = Ids(SYSTEM_CLOCK.now())
+        ids = Ids(clock.now())
         ports = {}
         for listener in settings.listeners:
             (sock,) = open_listeners(listener.binds)

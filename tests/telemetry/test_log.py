@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpguard.clock import Clock
-from smtpguard.events import DeliveryRefused, DnsLookup, Event, HostOpened, Lifecycle, StsEvent, Violation
+from smtpguard.events import DeliveryRefused, DnsLookup, Event, HostOpened, Lifecycle, StsAlert, StsEvent, Violation
 from smtpguard.telemetry.log import LogSettings, LogSink, render_json, render_logfmt
 
 AT = datetime(2026, 11, 30, 10, 0, 0, 123456, tzinfo=UTC)
@@ -71,7 +71,8 @@ def parse_logfmt(line: str) -> dict[str, str]:
 def test_logfmt_line_is_the_one_of_the_design() -> None:
     assert render_logfmt(AT, REFUSED) == (
         b"ts=2026-11-30T10:00:00.123Z level=warning event=delivery_refused id=0k3f9q2a.7 domain=example.org "
-        b'mx=mx1.example.org policy=dane reason=dane/no-match reply="451 4.7.5" stage=rcpt recipients=1\n'
+        b'mx=mx1.example.org policy=dane reason=dane/no-match reply="451 4.7.5" stage=rcpt recipients=1 '
+        b"direction=outbound\n"
     )
 
 
@@ -90,6 +91,7 @@ def test_json_line_has_the_same_fields() -> None:
         "reply": "451 4.7.5",
         "stage": "rcpt",
         "recipients": 1,
+        "direction": "outbound",
     }
 
 
@@ -283,3 +285,15 @@ def test_emit_never_raises_and_a_bad_event_does_not_end_the_log() -> None:
     assert sink.close(10)
     assert sink.dropped == 2
     assert b"detail=after" in stream.getvalue()
+
+
+def test_what_needs_attention_is_told_at_warning() -> None:
+    """STS-39: a refresh that fails must be seen in a log that is kept at `warning`."""
+    stream = io.BytesIO()
+    sink = LogSink(LogSettings(level="warning"), stream, CLOCK)
+    sink.emit(StsEvent(event="fetched", domain="a.example"))
+    sink.emit(StsAlert(event="refresh_failed", domain="a.example"))
+    assert sink.close(5)
+    assert stream.getvalue() == (
+        b"ts=2026-11-30T10:00:00.123Z level=warning event=sts sts_event=refresh_failed domain=a.example\n"
+    )

@@ -27,6 +27,7 @@ from smtpguard.events import (
     SessionClosed,
     SessionOpened,
     StoreError,
+    StsAlert,
     StsEvent,
     Violation,
 )
@@ -50,6 +51,8 @@ DELIVERED = Delivered(
     reply="250 2.0.0 ok",
 )
 
+BOUND = ListenerBound(listener="l", address="127.0.0.1:1", role="outbound", protocol="lmtp")
+
 
 def opened(**changes: object) -> HostOpened:
     return HostOpened(**{**HOST, "policy": "dane", "tls_version": "1.3", "group": "x25519", **changes})  # type: ignore[arg-type]
@@ -70,10 +73,21 @@ def counted(*happened: Event) -> Metrics:
     return metrics
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(f"smtpguard_{name}", labels)
 
 
+RELAYED = events.MessageRelayed(
+    id="a.1",
+    listener="l",
+    client="c",
+    helo="h",
+    sender_domain="d",
+    recipients=1,
+    octets=99,
+    seconds=0.5,
+    reply="250 ok",
+)
 SESSION = {"direction": "outbound", "session": "s", "listener": "l", "peer": "p"}
 CLOSED = SessionClosed(**SESSION, cause="quit", seconds=1.0, transactions=1)  # type: ignore[arg-type]
 LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolver="r")
@@ -102,6 +116,12 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
             refused(relayed=True, reply="450 4.2.0 later"),
             "refusals_total",
             {"direction": "outbound", "reason": "relayed/4xx"},
+            1,
+        ),
+        (
+            refused(direction="inbound", reason="internal"),
+            "refusals_total",
+            {"direction": "inbound", "reason": "internal"},
             1,
         ),
         (skipped(), "hosts_skipped_total", {"reason": "dane/no-match"}, 1),
@@ -134,7 +154,47 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
         (LOOKUP, "dns_lookups_total", {"status": "secure"}, 1),
         (LOOKUP, "dns_lookup_seconds_count", {}, 1),
         (StsEvent(event="fetched", domain="d"), "sts_events_total", {"event": "fetched"}, 1),
+        (StsAlert(event="refresh_failed", domain="d"), "sts_events_total", {"event": "refresh_failed"}, 1),
+        (BOUND, "listeners", {"role": "outbound", "protocol": "lmtp"}, 1),
+        (IdentityWarning(listener="l", detail="d"), "identity_warnings_total", {}, 1),
         (RuleWarning(rule="r", domain="d", kind="weaker", detail=""), "rule_warnings_total", {"kind": "weaker"}, 1),
+        (RELAYED, "messages_relayed_total", {"reply": "2xx"}, 1),
+        (RELAYED, "relayed_octets_total", {}, 99),
+        (RELAYED, "relay_seconds_sum", {}, 0.5),
+        (
+            events.InboundTls(session="s", listener="l", client="c", tls_version="1.3", cipher="C", group="G"),
+            "client_tls_connections_total",
+            {"version": "1.3", "cipher": "C", "group": "G"},
+            1,
+        ),
+        (
+            events.InboundTls(session="s", listener="l", client="c", cause="timeout"),
+            "client_handshake_failures_total",
+            {"cause": "timeout"},
+            1,
+        ),
+        (
+            events.LimitHit(listener="l", limit="errors", session="s", client="c"),
+            "limits_hit_total",
+            {"limit": "errors"},
+            1,
+        ),
+        (
+            events.MtaFailure(listener="l", mta="m", session="s", step="connect", detail=""),
+            "mta_failures_total",
+            {"step": "connect"},
+            1,
+        ),
+        (events.MtaState(listener="l", mta="m", state="ready"), "mta_state", {"listener": "l", "state": "ready"}, 1),
+        (events.MtaAlert(listener="l", mta="m", state="down"), "mta_state", {"listener": "l", "state": "ready"}, 0),
+        (events.RuleShadowed(id="a.1", rule="r", would="refuse"), "rules_shadowed_total", {"would": "refuse"}, 1),
+        (
+            events.CertificateEvent(listener="l", event="loaded", names=("n",), not_after=AT.isoformat()),
+            "certificate_not_after_timestamp_seconds",
+            {"listener": "l", "name": "n"},
+            AT.timestamp(),
+        ),
+        (events.CertificateAlert(listener="l", event="failed"), "certificate_events_total", {"event": "failed"}, 1),
         (AcceptPaused(listener="l", detail="EMFILE"), "accept_pauses_total", {}, 1),
         (InternalError(where="w", session="s", error="e"), "internal_errors_total", {}, 1),
         (StoreError(store="sts", detail="d"), "store_errors_total", {"store": "sts"}, 1),
@@ -149,13 +209,20 @@ def test_each_event_is_counted_under_the_designs_name(
     assert value(counted(event), name, **labels) == expected
 
 
-def test_every_event_of_the_catalogue_is_counted_or_left_out_on_purpose() -> None:
+def test_every_event_of_the_catalogue_is_counted() -> None:
     catalogue = {
         kind
         for kind in vars(events).values()
         if isinstance(kind, type) and issubclass(kind, Event) and kind not in (Event, events.TlsFacts)
     }
-    assert catalogue - set(counted()._counters) == {ListenerBound, IdentityWarning}
+    assert catalogue == set(counted()._counters)
+
+
+def test_listeners_are_gone_when_draining() -> None:
+    metrics = counted(BOUND, BOUND)
+    assert value(metrics, "listeners", role="outbound", protocol="lmtp") == 2
+    metrics.emit(Lifecycle(stage="draining"))
+    assert value(metrics, "listeners", role="outbound", protocol="lmtp") is None
 
 
 def test_sessions_open_goes_up_and_down() -> None:

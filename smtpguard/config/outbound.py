@@ -1,0 +1,127 @@
+"""What does the file say about the way out?  Outbound listeners, `[outbound]` and `[[route]]`.
+
+Who may send through a listener that other hosts can reach is never guessed: `clients` is needed, and TLS or
+`cleartext_from` (DESIGN §6).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from smtpguard.config import listeners
+from smtpguard.config.findings import STAND_IN, Findings, item_place, quoted
+from smtpguard.config.schema import File, Listener
+from smtpguard.dns.destinations import Family
+from smtpguard.names import Domain, IpAddress, parse_address, parse_domain
+from smtpguard.net.connect import AddressRules
+from smtpguard.net.endpoint import Endpoint
+from smtpguard.net.listen import Bind
+from smtpguard.outbound.routes import NextHop, Routes, parse_next_hop
+from smtpguard.outbound.settings import Outbound, OutboundListener
+from smtpguard.policy.rules import RuleSet
+from smtpguard.smtp.body import BareNewlines
+
+
+def outbound_listener(found: Findings, place: str, table: Listener, hostname: Domain) -> OutboundListener:
+    """One `[[listener]]` with `role = "outbound"`."""
+    binds = listeners.binds(found, place, table)
+    clients = listeners.clients(found, place, table.clients)
+    cleartext = found.networks(place, "cleartext_from", table.cleartext_from)
+    tls = listeners.certificate(found, place, table)
+    for bind in binds:
+        if bind.is_local or bind.fd_name:
+            continue
+        if not clients:
+            found.wrong(
+                place, "clients", "",
+                f'is needed because {bind} can be reached from other hosts: name yours, as in ["192.0.2.0/24"]',
+            )  # fmt: skip
+        if tls is None and not cleartext:
+            found.wrong(
+                place, "certificate", "", f"is needed because {bind} can be reached from other hosts; or name the "
+                "networks whose cleartext you accept in cleartext_from",
+            )  # fmt: skip
+        if table.protocol == "lmtp" and bind.port == 25:
+            found.wrong(place, "bind", quoted(str(bind)), "LMTP is never spoken on port 25 (RFC 2033 §5)")
+    return OutboundListener(
+        name=outbound_name(table),
+        binds=binds,
+        protocol=table.protocol,
+        ehlo=found.name(place, "ehlo", table.ehlo) if table.ehlo else hostname,
+        family=Family[table.family.upper()],
+        source_ipv4=_source(found, place, 4, table.source_ipv4),
+        source_ipv6=_source(found, place, 6, table.source_ipv6),
+        clients=clients,
+        cleartext_from=cleartext,
+        tls=tls,
+        max_sessions=table.max_sessions,
+    )
+
+
+def outbound_name(table: Listener) -> str:
+    """The listener's name in logs: its own, or protocol and first address."""
+    return table.name or f"{table.protocol}:{table.bind[0] if table.bind else ''}"
+
+
+def _source(found: Findings, place: str, version: int, text: str) -> IpAddress | None:
+    key = f"source_ipv{version}"
+    address = found.parsed(place, key, text, parse_address) if text else None
+    if address is not None and address.version != version:
+        found.wrong(place, key, quoted(text), f"must be an IPv{version} address")
+        return None
+    return address
+
+
+def outbound(
+    found: Findings, file: File, hostname: Domain, rules: RuleSet, ehlo_names: Iterable[Domain], binds: Sequence[Bind]
+) -> Outbound:
+    """`[outbound]` and `[[route]]`.  `binds`: all that this process listens on, never dialled."""
+    table = file.outbound
+    place = "[outbound]"
+    addresses = AddressRules(
+        allow=found.networks(place, "allow_destinations", table.allow_destinations),
+        own_addresses=frozenset(found.parsed_all(place, "own_addresses", table.own_addresses, parse_address)),
+        own_listeners=frozenset(
+            Endpoint(bind.address, bind.port) for bind in binds if bind.address is not None and bind.port
+        ),
+    )
+    own_names = found.parsed_all(place, "own_names", table.own_names, parse_domain)
+    return Outbound(
+        hostname=hostname,
+        rules=rules,
+        routes=_routes(found, file),
+        addresses=addresses,
+        own_names=frozenset({hostname, *ehlo_names, *own_names} - {STAND_IN}),
+        annotate=table.annotate,
+        eightbit_to_7bit_mx=table.eightbit_to_7bit_mx,
+        dsn=table.dsn,
+        bare_newlines=BareNewlines[table.bare_newlines.upper()],
+        literals=table.literals,
+        max_octets=table.max_message_size,
+        max_recipients=table.max_recipients,
+        destination_connections=table.destination_connections,
+        destination_walks=table.destination_walks,
+        tlsa_digests=tuple(file.tls.dane_digests),
+    )
+
+
+def _routes(found: Findings, file: File) -> Routes:
+    port = file.outbound.port
+    table: dict[str, NextHop] = {}
+    first: dict[str, str] = {}
+    for number, route in enumerate(file.route, 1):
+        place = item_place("route", number, route.domain)
+        key = found.parsed(place, "domain", route.domain, _route_key)
+        hop = found.parsed(place, "next_hop", route.next_hop, lambda text: parse_next_hop(text, port))
+        if key is None or hop is None:
+            continue
+        if key in table:
+            found.wrong(place, "domain", quoted(route.domain), f"is routed by {first[key]} already: keep one of them")
+        first.setdefault(key, place)
+        table[key] = hop
+    return Routes(table, port)
+
+
+def _route_key(text: str) -> str:
+    """`example.org`, `.example.org` or `*`.  Raises NameInvalid."""
+    if text == "*":
+        return text
+    return f".{parse_domain(text[1:])}" if text.startswith(".") else parse_domain(text)

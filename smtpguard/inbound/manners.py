@@ -1,0 +1,96 @@
+"""Does the client keep to the rules of this listener?  Errors, empty commands, what needs TLS first.  Pure.
+
+RFC 3207 §4, RFC 8314 §3.3 (SUB-02), RFC 4954 §4 (AUTH-03, 06); OUT-21, OUT-29, AF-43, AF-56.  Runs over each group
+before anything of it goes to the MTA; a session that passes a limit hears 421 at that very command, and nothing behind
+it is looked at.
+"""
+
+from smtpguard.inbound.limits import Limits
+from smtpguard.smtp.commands import (
+    Auth,
+    BadCommand,
+    Ehlo,
+    Expn,
+    Helo,
+    Help,
+    Noop,
+    Other,
+    Quit,
+    Rset,
+    StartTls,
+    Vrfy,
+)
+from smtpguard.smtp.replies import Reply
+from smtpguard.smtp.server import Slot
+
+TOO_MANY_ERRORS = Reply.of(421, "4.7.0", "Too many errors, closing")
+TOO_MANY_COMMANDS = Reply.of(421, "4.7.0", "Too many commands without a message, closing")
+NEEDS_TLS = Reply.of(530, "5.7.0", "Must issue a STARTTLS command first")
+AUTHENTICATED_ALREADY = Reply.of(503, "5.5.1", "You are authenticated already")
+
+_BEFORE_TLS = Ehlo | Noop | StartTls | Quit  # RFC 3207 §4
+_IDLE = Noop | Rset | Vrfy | Expn | Help | Ehlo | Helo
+_ERROR_CODES = frozenset({500, 501, 502, 503, 504, 550, 555})
+
+
+class Manners:
+    """The counters of one session.  `tls_first`: without TLS nothing but NOOP, EHLO, STARTTLS and QUIT is served."""
+
+    __slots__ = ("_errors", "_idle", "_limits", "_tls_first", "excess")
+
+    def __init__(self, limits: Limits, *, tls_first: bool) -> None:
+        self._limits = limits
+        self._tls_first = tls_first
+        self._errors = 0
+        self._idle = 0
+        self.excess = ""
+        """The limit that ended the session, as the word of events: errors, idle_commands; empty: none."""
+
+    def message_done(self) -> None:
+        """A message was answered by the MTA: the empty commands begin anew."""
+        self._idle = 0
+
+    def inspect(self, group: list[Slot], *, tls: bool, authenticated: bool) -> list[Slot]:
+        """`group` as it is to be carried out, cut behind the command that passes a limit."""
+        for index, slot in enumerate(group):
+            if self._tls_first and not tls and not isinstance(slot.command, _BEFORE_TLS):
+                slot.reply = NEEDS_TLS
+            elif authenticated and isinstance(slot.command, Auth):
+                slot.reply = AUTHENTICATED_ALREADY
+            if self._passes_a_limit(slot):
+                return group[: index + 1]
+        return group
+
+    def _passes_a_limit(self, slot: Slot) -> bool:
+        if isinstance(slot.command, _IDLE):
+            self._idle += 1
+            if self._idle > self._limits.idle_commands:
+                return self._end(slot, "idle_commands", TOO_MANY_COMMANDS)
+        if slot.reply is not None and slot.reply.code in _ERROR_CODES:
+            self._errors += 1
+            if self._errors > self._limits.errors:
+                return self._end(slot, "errors", TOO_MANY_ERRORS)
+        return False
+
+    def _end(self, slot: Slot, excess: str, reply: Reply) -> bool:
+        self.excess = excess
+        slot.reply = reply
+        slot.starts_tls = False
+        slot.closes = True
+        return True
+
+
+def violation_of(slot: Slot) -> str:
+    """What a refused command broke, as the word of events; empty where it is an ordinary mistake."""
+    match slot.command, slot.reply:
+        case BadCommand(fault=fault), _ if fault is not None:
+            return fault.value
+        case StartTls(), Reply(code=554):
+            return "starttls_injection"
+        case Auth(), Reply(code=530):
+            return "auth_clear"
+        case Other(verb="XCLIENT"), Reply(code=550):
+            return "xclient"
+        case _ if slot.closes and slot.reply is not None and slot.reply.code == 554:
+            return "early_talker"
+    return ""
