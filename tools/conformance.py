@@ -1,12 +1,15 @@
 """Writes docs/conformance.md: each clause id, and the test that names it or the reason it is open.
 
-`python tools/conformance.py > docs/conformance.md`.  Ids are found in test names, docstrings and comments, ranges such
-as AF-01..09 and lists such as AF-24, AF-26 included; what no test names must stand in docs/conformance-open.txt with
-a reason.
+`python tools/conformance.py > docs/conformance.md`.  A test names an id in its function name, its docstring or its
+parametrization (strings there, and in the module's table it takes the cases from), ranges such as AF-01..09 and lists
+such as AF-24, AF-26 included.  A module docstring or a comment proves nothing.  What no test names must stand in
+docs/conformance-open.txt with a reason.
 """
 
+import ast
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,8 +18,7 @@ FAMILIES = {
     "TRC": 7, "EXT": 25, "LMTP": 6, "PF": 14, "ID": 5, "TLS": 11, "RM": 16, "OUT": 32, "AF": 57,
 }  # fmt: skip
 _FIRST = re.compile(r"\b(" + "|".join(FAMILIES) + r")-(\d\d)((?:(?:\.\.|, ?|/)\d\d\b)*)")
-_IN_NAME = re.compile(r"_(" + "|".join(FAMILIES).lower() + r")_(\d\d)(?=_|\b)")
-_TEST = re.compile(r"^\s*(?:async )?def (test_\w+)|^class (Test\w+)", re.MULTILINE)
+_IN_NAME = re.compile(r"_(" + "|".join(FAMILIES).lower() + r")_?(\d\d)(?=_|\b)")
 
 HEAD = """# Conformance
 
@@ -29,10 +31,10 @@ replies, `INV` what holds always.  A clause is proven by the tests named, or ope
 """
 
 
-def mentioned(line: str) -> set[str]:
-    """The ids in one line of text."""
-    found = {f"{family.upper()}-{number}" for family, number in _IN_NAME.findall(line)}
-    for match in _FIRST.finditer(line):
+def mentioned(text: str) -> set[str]:
+    """The ids in a text."""
+    found = {f"{family.upper()}-{number}" for family, number in _IN_NAME.findall(text)}
+    for match in _FIRST.finditer(text):
         family, last = match[1], int(match[2])
         found.add(f"{family}-{last:02}")
         for sign, digits in re.findall(r"(\.\.|, ?|/)(\d\d)\b", match[3]):
@@ -46,15 +48,37 @@ def proofs() -> dict[str, list[str]]:
     """Id to the tests that name it."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        test = ""
-        for line in path.read_text("utf-8").splitlines():
-            if named := _TEST.match(line):
-                test = named[1] or named[2]
-            for clause in mentioned(line):
-                proof = f"{path.relative_to(ROOT)}" + (f"::{test}" if test else "")
-                if proof not in found[clause]:
-                    found[clause].append(proof)
+        for test, clauses in named_by_tests(path.read_text("utf-8")).items():
+            for clause in clauses:
+                found[clause].append(f"{path.relative_to(ROOT)}::{test}")
     return found
+
+
+def named_by_tests(source: str) -> dict[str, set[str]]:
+    """Each test function of a module, and the ids it names itself."""
+    module = ast.parse(source)
+    tables = {
+        target.id: statement.value
+        for statement in module.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
+        for target in (statement.targets if isinstance(statement, ast.Assign) else (statement.target,))
+        if isinstance(target, ast.Name)
+    }
+    found = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            cases = [text for decorator in node.decorator_list for text in _strings(decorator, tables)]
+            found[node.name] = mentioned("\n".join((node.name, ast.get_docstring(node) or "", *cases)))
+    return found
+
+
+def _strings(expression: ast.expr, tables: dict[str, ast.expr]) -> Iterator[str]:
+    """The string constants of an expression and of the module's tables it uses."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.Name) and node.id in tables:
+            yield from _strings(tables[node.id], {name: tables[name] for name in tables if name != node.id})
 
 
 def reasons() -> dict[str, str]:
@@ -72,15 +96,20 @@ def every_id() -> list[str]:
     return [f"{family}-{number:02}" for family, last in FAMILIES.items() for number in range(1, last + 1)]
 
 
+def _listed(proofs: list[str]) -> str:
+    return ", ".join(f"`{proof}`" for proof in proofs[:3])
+
+
 def text() -> str:
     """The whole page."""
     proven, open_ = proofs(), reasons()
     rows = []
     for clause in every_id():
         if clause in open_:
-            rows.append(f"| {clause} | open: {open_[clause]} |")
+            part = f"; in part {_listed(proven[clause])}" if proven[clause] else ""
+            rows.append(f"| {clause} | open: {open_[clause]}{part} |")
         else:
-            rows.append(f"| {clause} | " + ", ".join(f"`{proof}`" for proof in proven[clause][:3]) + " |")
+            rows.append(f"| {clause} | {_listed(proven[clause])} |")
     return HEAD + "\n".join(rows) + "\n"
 
 

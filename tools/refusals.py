@@ -11,15 +11,18 @@ Made by `python tools/refusals.py` from `smtpguard/reasons.py`.  Every refusal o
 The word in brackets is the token below; `smtpguard explain ID` shows what else was seen.  A reply without a token is
 the mail host's own, relayed with the host, the policy and the id behind it.  A 4xx leaves the mail in the MTA's queue.
 
-| token | reply | means | RFC 8460 result type |
-|---|---|---|---|
+The way out is for whoever runs this smtpguard.  "There" is the receiving side; its postmaster is `postmaster@` the
+domain, by a path that works, or the contact in its WHOIS entry.
+
+| token | reply | means | way out | RFC 8460 result type |
+|---|---|---|---|---|
 """
 
 
 def text() -> str:
     """The whole page."""
     rows = [
-        f"| `{code.token}` | {code.reply_code} {code.status} | {code.text} | "
+        f"| `{code.token}` | {code.reply_code} {code.status} | {code.text} | {code.advice} | "
         f"{code.result_type.value if code.result_type else ''} |"
         for code in ReasonCode
         if code.reply_code >= 400

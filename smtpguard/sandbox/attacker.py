@@ -32,6 +32,7 @@ class Attacker:
         self.credential = credential
         self.read: deque[bytearray] = deque(maxlen=1000)
         self.connections = 0
+        self._victims: deque[Conversation] = deque(maxlen=1000)
         self.address = ""
         self.port = 0
         self._listening = trio.CancelScope()
@@ -54,6 +55,11 @@ class Attacker:
         """Did these octets pass where the attacker can read them?"""
         return any(octets in each for each in self.read)
 
+    @property
+    def clear(self) -> bytes:
+        """All octets that victims sent in clear; once TLS began only what came before."""
+        return b"".join(bytes(victim.received_clear) for victim in self._victims)
+
     async def _serve(self, listener: trio.SocketListener, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
         closed = self._closed
         with scope:
@@ -65,6 +71,7 @@ class Attacker:
         kept = bytearray()
         self.read.append(kept)
         victim = Conversation(stream)
+        self._victims.append(victim)
         async with stream:
             try:
                 mx = await Client.connect(*self.target)

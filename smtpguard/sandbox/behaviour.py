@@ -31,7 +31,7 @@ class Stage(Enum):
 
 
 class Handshake(Enum):
-    """What the MX does after its 220 to STARTTLS."""
+    """What the MX does after its 220 to STARTTLS and, where it answers at all, the ClientHello."""
 
     PROPER = "TLS"
     RESET = "a TCP reset"

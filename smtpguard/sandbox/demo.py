@@ -166,25 +166,52 @@ bind = "127.0.0.1:{ports.admin}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`smtpguard demo`: the exit code.  2: unknown option.  An interrupt: 0 with --serve, else 130."""
+    """`smtpguard demo`: the exit code.  1: a row was not as expected, with --serve in any round.  2: unknown option.
+    An interrupt: 130, with --serve the end that is meant."""
     parser = argparse.ArgumentParser(prog="smtpguard demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--serve", action="store_true", help="keep it all running, with traffic, until interrupted")
     options = parser.parse_args(arguments)
-    interrupted = 0 if options.serve else 128 + signal.SIGINT
+    rounds = Rounds()
     try:
         # Only at a checkpoint: raised inside dnspython or an OpenSSL callback, an interrupt is wrapped or swallowed.
-        return trio.run(partial(run, serves=options.serve), restrict_keyboard_interrupt_to_checkpoints=True)
+        return trio.run(partial(run, rounds, serves=options.serve), restrict_keyboard_interrupt_to_checkpoints=True)
     except KeyboardInterrupt:
-        return interrupted
+        pass
     except BaseExceptionGroup as group:
         interrupts, rest = group.split(KeyboardInterrupt)
         if interrupts is None or rest is not None:
             raise
-        return interrupted
+    if not options.serve:
+        return 128 + signal.SIGINT
+    print(rounds)
+    return rounds.exit_code
 
 
-async def run(write: Callable[[str], object] = print, *, serves: bool = False) -> int:
-    """The demo; `serves`: go on with traffic until interrupted.  0: every row is as expected."""
+@dataclass(slots=True)
+class Rounds:
+    """How the rounds of mail went; outlives the interrupt that ends them."""
+
+    whole: int = 0
+    wrong: int = 0
+
+    def take(self, rows: Sequence[Row]) -> list[Row]:
+        """Count one round; the rows that were not as expected."""
+        wrong = [row for row in rows if not row.is_as_expected]
+        self.whole += 1
+        self.wrong += bool(wrong)
+        return wrong
+
+    @property
+    def exit_code(self) -> int:
+        """0 only where at least one round ended, and each as expected."""
+        return 0 if self.whole and not self.wrong else 1
+
+    def __str__(self) -> str:
+        return f"{self.whole - self.wrong} of {self.whole} rounds as expected"
+
+
+async def run(rounds: Rounds, write: Callable[[str], object] = print, *, serves: bool = False) -> int:
+    """The demo; `serves`: go on with traffic until interrupted.  0: every row of every round is as expected."""
     with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name:
         directory = Path(name)
         async with open_internet(directory, [case.site for case in CASES]) as internet:
@@ -196,6 +223,7 @@ async def run(write: Callable[[str], object] = print, *, serves: bool = False) -
             try:
                 async with _smtpguard(config, directory / "log", ports.admin):
                     rows = [await try_case(internet, ports, case) for case in CASES]
+                    rounds.take(rows)
                     write(table(rows))
                     if serves:
                         write(
@@ -208,10 +236,12 @@ async def run(write: Callable[[str], object] = print, *, serves: bool = False) -
                     while serves:
                         await trio.sleep(PAUSE_SECONDS)
                         rows = [await try_case(internet, ports, case) for case in CASES]
+                        if wrong := rounds.take(rows):
+                            write(f"\nround {rounds.whole}:\n{table(wrong)}")
             except NotReady as error:
                 write(str(error))
                 return 1
-    return 0 if all(row.is_as_expected for row in rows) else 1
+    return rounds.exit_code
 
 
 async def try_case(internet: Internet, ports: Ports, case: Case) -> Row:

@@ -304,8 +304,8 @@ class Internet:
             send_root=host.site.publishes is Publication.DANE_TA,
         )
 
-    async def _start(self, sites: Sequence[Site]) -> None:
-        await self.name_server.start(self._nursery, RESOLVER)
+    async def _start(self, sites: Sequence[Site], resolver: str) -> None:
+        await self.name_server.start(self._nursery, resolver)
         await self.policy_hosts.start(self._nursery, POLICY_HOST)
         await self.forged_mx.start(self._nursery, FORGED_MX)
         self.mx_port = self.forged_mx.port
@@ -326,13 +326,15 @@ async def start(
     sites: Sequence[Site] = DEFAULT_SITES,
     *,
     ttl_seconds: int = 1,
+    resolver: str = RESOLVER,
 ) -> Internet:
     """Start everything in the caller's nursery; key files go to `directory`.
 
-    `ttl_seconds` is the TTL of positive answers; small, since attacks begin and end.  Raises OSError.
+    `ttl_seconds` is the TTL of positive answers; small, since attacks begin and end.  `resolver`: its address, which
+    decides whether smtpguard believes its AD bit.  Raises OSError.
     """
     internet = Internet(nursery, directory, ttl_seconds)
-    await internet._start(sites)
+    await internet._start(sites, resolver)
     return internet
 
 

@@ -203,6 +203,9 @@ class _Dialogue:
             return
         self._session.injected_by_client = conversation.take_buffered()
         await self._reach(Stage.HANDSHAKE)
+        if script.handshake in (Handshake.RESET, Handshake.CLOSE, Handshake.GARBAGE, Handshake.ALERT):
+            # The ClientHello is read first: unread, it would turn a close into a reset, and garbage into injection.
+            await conversation.receive()
         match script.handshake:
             case Handshake.PROPER:
                 pass
@@ -216,7 +219,6 @@ class _Dialogue:
                 await conversation.drain()
                 raise _Cut
             case Handshake.ALERT:
-                await conversation.receive()  # the ClientHello
                 await conversation.send(FATAL_HANDSHAKE_FAILURE)
                 await conversation.drain()
                 raise _Cut

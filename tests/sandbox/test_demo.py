@@ -1,8 +1,20 @@
 """The command a new user types first, as a process."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from smtpguard.sandbox import demo
+from smtpguard.sandbox.demo import Case, Result, Rounds, Row
+from smtpguard.sandbox.internet import Attack, Publication, Site
 
 DEMO = [sys.executable, "-m", "smtpguard", "demo"]
 
@@ -22,12 +34,131 @@ def test_serve_ends_well_when_interrupted() -> None:
             if "explain DOMAIN" in line:
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
+    assert re.search(r"(\d+) of \1 rounds as expected\n$", output)
     assert "Traceback" not in errors
+
+
+def row(*, good: bool) -> Row:
+    case = Case(Site("a.example", Publication.DANE_EE, Attack.SWAP_CERTIFICATE), delivers=False)
+    ours = Result(arrived=False, over_tls=False, intercepted=not good, reply="451 4.7.5 [dane/no-match] x")
+    return Row(case, ours, ours, ours)
+
+
+def test_a_wrong_round_is_not_forgotten() -> None:
+    """Whatever follows it, the end says so and the exit code is 1."""
+    rounds = Rounds()
+    assert rounds.exit_code == 1  # nothing was shown yet
+    assert rounds.take([row(good=True)]) == []
+    assert rounds.exit_code == 0
+    assert rounds.take([row(good=True), row(good=False)]) == [row(good=False)]
+    assert rounds.take([row(good=True)]) == []
+    assert (str(rounds), rounds.exit_code) == ("2 of 3 rounds as expected", 1)
+
+
+async def test_later_rounds_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--serve` tells a row that went wrong in a later round, and that row alone."""
+    tries = iter([True, True, False])
+
+    async def try_case(*_: object) -> Row:
+        await trio.lowlevel.checkpoint()
+        return row(good=next(tries))
+
+    monkeypatch.setattr(demo, "try_case", try_case)
+    monkeypatch.setattr(demo, "CASES", demo.CASES[:1])
+    monkeypatch.setattr(demo, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(demo, "_smtpguard", nobody)
+    rounds, written = Rounds(), []
+    with pytest.RaisesGroup(RuntimeError, allow_unwrapped=True, flatten_subgroups=True):  # the tries are used up
+        await demo.run(rounds, written.append, serves=True)
+    assert (rounds.whole, rounds.wrong) == (3, 1)
+    (table, _, later) = written
+    assert "1 of 1 rows as expected" in table
+    assert later.startswith("\nround 3:\n")
+    assert "0 of 1 rows as expected" in later
+
+
+@asynccontextmanager
+async def nobody(*_: object) -> AsyncIterator[None]:
+    """No smtpguard behind the rounds."""
+    yield
 
 
 def test_unknown_option() -> None:
     done = subprocess.run([*DEMO, "--serf"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "--serf" in done.stderr
+
+
+@asynccontextmanager
+async def started(directory: Path, *first: str) -> AsyncIterator[trio.Process]:
+    """The demo as the leader of a process group, as a terminal runs it; its temporary files are in `directory`."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, *first, *DEMO[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(directory)},
+    )
+    try:
+        with trio.fail_after(60):
+            yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                await stream.aclose()
+
+
+def _children(pid: int) -> list[int]:
+    """Whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in tasks for child in children.read_text().split()]
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "kill -INT"])
+async def test_interrupted_in_mid_round(tmp_path: Path, group: bool) -> None:
+    """Exit 130 without a traceback; the temporary directory and smtpguard itself are gone."""
+    async with started(tmp_path) as process:
+        while not any(b"delivery_refused" in log.read_bytes() for log in tmp_path.glob("smtpguard-demo-*/log")):
+            assert process.poll() is None
+            await trio.sleep(0.02)
+        (child,) = _children(process.pid)
+        if group:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        said, errors = await _all_of(process.stdout), await _all_of(process.stderr)
+        await process.wait()
+    assert process.returncode == 130, errors
+    assert (said, errors) == (b"", b"")
+    assert not list(tmp_path.iterdir())
+    assert not Path(f"/proc/{child}").exists()
+
+
+async def test_interrupted_while_it_loads(tmp_path: Path) -> None:
+    """A Ctrl-C before there is a demo ends it like any program: by the signal, without a word."""
+    async with started(tmp_path, "-X", "importtime") as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"smtpguard.names" not in seen:
+            more = await process.stderr.receive_some()
+            assert more, seen
+            seen += more
+        process.send_signal(signal.SIGINT)
+        seen += await _all_of(process.stderr)
+        await process.wait()
+    assert process.returncode == -signal.SIGINT
+    assert all(line.startswith(b"import time:") for line in seen.splitlines()[:-1]), seen[-2000:]
+    assert b"Traceback" not in seen
+    assert not list(tmp_path.iterdir())
+
+
+async def _all_of(stream: trio.abc.ReceiveStream | None) -> bytes:
+    assert stream is not None
+    return b"".join([octets async for octets in stream])
