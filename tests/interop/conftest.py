@@ -1,13 +1,29 @@
-"""The lab, once for all interop tests."""
+"""The lab, once for all interop tests, and clean after each."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.interop.lab import Lab, open_lab
+from tests.interop.processes import Postfix
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def opened_lab() -> Iterator[Lab]:
     with open_lab() as opened:
         yield opened
+
+
+@pytest.fixture
+def lab(opened_lab: Lab) -> Iterator[Lab]:
+    """The lab; however the test ends, the next one finds it without mail and with smtpguard running."""
+    try:
+        yield opened_lab
+    finally:
+        opened_lab.clean()
+
+
+@pytest.fixture(params=["lmtp", "smtp"])
+def sender(lab: Lab, request: pytest.FixtureRequest) -> Postfix:
+    """The sending Postfix, by each protocol."""
+    return lab.senders[request.param]

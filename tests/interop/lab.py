@@ -1,36 +1,34 @@
-"""A small Internet of real servers on loopback: knot signs, unbound validates, Postfix receives, nginx serves policies.
+"""A small Internet of real servers: knot signs, unbound validates, Postfix and Exim receive, nginx serves policies.
 
-    knot 127.53.0.1:53 -> unbound 127.53.0.53:53 -> smtpguard -> Postfix 127.25.0.x:25, one address a certificate
-    Postfix 127.25.1.1:2500 (the sending MTA, with deploy/postfix verbatim) -> smtpguard 127.0.0.1:10027 and :10026
+    knot 127.53.0.1:53 -> unbound 127.0.0.1:53 -> smtpguard -> Postfix 127.25.0.x:25, one address a certificate
+    three Postfix instances that send, each with files of deploy/postfix verbatim -> smtpguard 127.0.0.1:10027, :10026
 
-Everything is a child process of the tests; nothing outside the lab's directory is written.
+All of it lives in a network namespace of its own and in one temporary directory.
 """
 
-import http.client
 import os
-import re
-import shlex
 import shutil
 import signal
-import smtplib
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
+from tests.interop import zones
+from tests.interop.namespace import BLACK_HOLE, own_network
+from tests.interop.processes import Postfix, Smtpguard, run, wait_for
+from tests.interop.zones import KNOT, UNBOUND, Zone
 
-REPOSITORY = Path(__file__).parents[2]
-KNOT, UNBOUND, POLICY_HOST, SENDER = "127.53.0.1", "127.53.0.53", "127.25.0.80", "127.25.1.1"
-SUBMISSION, VERIFIED, BY_SMTP = 2500, 2501, 2502
+DEPLOY = Path(__file__).parents[2] / "deploy" / "postfix"
+POLICY_HOST, SCRIPTED = "127.25.0.80", "127.25.0.81"
+SUBMISSION, VERIFIED = 2500, 2501
 MANY = 20
 EXIM = "/var/lib/smtpguard-interop/exim/usr/sbin/exim4"
 
-SOA = "$TTL 5\n@ SOA ns.test. hostmaster.test. 1 3600 600 86400 5\n@ NS ns.test.\n"
+VARIANTS = {"lmtp": "smtpguard", "smtp": "smtpguard-smtp", "domains": "smtpguard-domains"}
+"""The sending instances, and which main.cf.* and master.cf.* of deploy/postfix each has, as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,121 +41,16 @@ class Site:
 
 
 SITES = {
-    name: Site(f"{name}.test", f"127.25.0.{number}", name in {"dane", "swap", "exim"})
-    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "hole", "exim"), 1)
+    name: Site(f"{name}.test", f"127.25.0.{number}", name in {"dane", "swap", "exim", "bogus"})
+    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "mute", "exim"), 1)
 }
+_ELSEWHERE = {"mute", "exim"}
+"""Sites whose host is not the receiving Postfix."""
 
 
-def wait_for(what: str, condition, seconds: float = 20.0):  # type: ignore[no-untyped-def]
-    """Poll until `condition()` is true and give its value; the servers are other processes."""
-    end = time.monotonic() + seconds  # noqa: TID251
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:  # noqa: TID251
-            raise AssertionError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.05)
-
-
-def run(*command: str | Path, **options: object) -> str:
-    """The output of a command that must succeed."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return str(done.stdout)
-
-
-@dataclass
-class Postfix:
-    """One Postfix instance of its own directories."""
-
-    directory: Path
-
-    @property
-    def config(self) -> Path:
-        return self.directory / "etc"
-
-    @property
-    def log(self) -> str:
-        path = self.directory / "log"
-        return path.read_text() if path.exists() else ""
-
-    def start(self, main: str, services: str) -> None:
-        for name in ("etc", "queue", "data"):
-            (self.directory / name).mkdir(parents=True)
-        shutil.chown(self.directory / "data", "postfix")
-        (self.config / "main.cf").write_text(
-            f"compatibility_level = 3.6\nqueue_directory = {self.directory}/queue\n"
-            f"data_directory = {self.directory}/data\nmaillog_file = {self.directory}/log\n"
-            f"maillog_file_prefixes = {self.directory}\ninet_protocols = ipv4\nalias_maps =\nalias_database =\n"
-            "biff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
-        )
-        master = Path("/etc/postfix/master.cf.proto").read_text()
-        master = re.sub(r"(?m)^smtp +inet .*\n", "", master)
-        master = re.sub(r"(?m)^(\S+ +(?:inet|unix|unix-dgram|fifo) +\S+ +\S+ +)y", r"\1n", master)
-        (self.config / "master.cf").write_text(master + services)
-        shutil.copy("/etc/postfix/dynamicmaps.cf", self.config)
-        shutil.copy("/etc/postfix/postfix-files", self.config)
-        try:
-            run("postfix", "-c", self.config, "start")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log}") from error
-
-    def stop(self) -> None:
-        subprocess.run(["postfix", "-c", str(self.config), "stop"], capture_output=True, check=False)
-
-    def flush(self) -> None:
-        run("postqueue", "-c", self.config, "-f")
-
-    def queue(self) -> str:
-        return run("postqueue", "-c", self.config, "-p")
-
-
-@dataclass
-class Smtpguard:
-    """The proxy as a process."""
-
-    config: Path
-    log_path: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self, sockets: Sequence[socket.socket] = ()) -> None:
-        """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3."""
-        command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
-        if sockets:
-            moves = " ".join(f"{number}<&{sock.fileno()}" for number, sock in enumerate(sockets, 3))
-            script = f"exec {moves}; export LISTEN_FDS={len(sockets)} LISTEN_PID=$$; exec {shlex.join(command)}"
-            command = ["bash", "-c", script]
-        with self.log_path.open("ab") as log:
-            handed = [sock.fileno() for sock in sockets]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=handed)
-        wait_for("smtpguard is ready", self.is_ready)
-
-    def is_ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log
-        connection = http.client.HTTPConnection("127.0.0.1", 9825, timeout=2)
-        try:
-            connection.request("GET", "/healthz/ready")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-            self.process.wait(40)
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another smtpguard command with this configuration."""
-        command = [sys.executable, "-m", "smtpguard", *arguments, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+def many_host(number: int) -> str:
+    """The address of the MX host of d<number>.many.test."""
+    return f"127.26.0.{number + 1}"
 
 
 @dataclass
@@ -167,54 +60,64 @@ class Lab:
     directory: Path
     smtpguard: Smtpguard
     receiver: Postfix
-    sender: Postfix
+    senders: dict[str, Postfix]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def send(self, *recipients: str, content: bytes, port: int = SUBMISSION) -> None:
-        """Hand a message to the sending Postfix, as a mail client would."""
-        with smtplib.SMTP(SENDER, port, timeout=30) as client:
-            refused = client.sendmail("user@sender.test", recipients, content)
-            assert not refused, refused
 
     def delivered(self, marker: bytes) -> list[bytes]:
         """The messages in the receivers' mailboxes that hold `marker`."""
         found = []
-        paths = [*(self.directory / "mail").glob("all/new/*"), *(self.directory / "exim" / "mail").glob("new/*")]
-        for path in paths:
+        for path in (*(self.directory / "mail").glob("all/new/*"), *(self.directory / "exim" / "mail").glob("new/*")):
             octets = path.read_bytes()
             if marker in octets:
                 found.append(octets)
         return found
 
-    def deferral(self, recipient: str) -> str:
-        """The sending Postfix's last log line about this recipient."""
-        lines = [line for line in self.sender.log.splitlines() if f"to=<{recipient}>" in line]
-        return lines[-1] if lines else ""
+    def clean(self) -> None:
+        """After each test: no mail on the way, smtpguard as at the start."""
+        busy = [postfix for postfix in self.senders.values() if "Mail queue is empty" not in postfix.queue()]
+        for postfix in busy:
+            postfix.purge()
+        if busy:  # deliveries may still wait for a host
+            self.smtpguard.stop(signal.SIGKILL)
+        self.smtpguard.ensure()
+        for postfix in busy:
+            postfix.flush()  # Postfix forgets that sessions were cut, and suspends nothing
 
 
 @contextmanager
 def open_lab() -> Iterator[Lab]:
-    """Build, start and at the end stop everything.  Root only: port 25 and Postfix need it."""
-    assert os.geteuid() == 0, "the interop tests start Postfix on port 25 of loopback addresses: run them as root"
+    """Build, start and at the end stop everything.  Root only: namespaces, port 25 and Postfix need it."""
+    assert os.geteuid() == 0, "the interop tests make a network namespace and start Postfix: run them as root"
     directory = Path(run("mktemp", "-d", "/var/tmp/smtpguard-lab.XXXXXX").strip())
     directory.chmod(0o755)
-    lab = Lab(
-        directory,
-        Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log"),
-        Postfix(directory / "receiver"),
-        Postfix(directory / "sender"),
-    )
-    try:
-        _start(lab)
-        yield lab
-    finally:
+    senders = {
+        name: Postfix(directory / f"sender-{name}", f"127.25.1.{number}", UNBOUND)
+        for number, name in enumerate(VARIANTS, 1)
+    }
+    guard = Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log")
+    lab = Lab(directory, guard, Postfix(directory / "receiver"), senders)
+    with own_network():
+        try:
+            _start(lab)
+            yield lab
+        finally:
+            _stop(lab)
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _stop(lab: Lab) -> None:
+    with suppress(subprocess.TimeoutExpired):
         lab.smtpguard.stop()
-        lab.sender.stop()
-        lab.receiver.stop()
-        for process in lab.processes:
-            process.terminate()
+    for postfix in (*lab.senders.values(), lab.receiver):
+        postfix.stop()
+    for process in lab.processes:
+        process.terminate()
+    for process in lab.processes:
+        try:
             process.wait(20)
-        shutil.rmtree(directory, ignore_errors=True)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _start(lab: Lab) -> None:
@@ -224,7 +127,7 @@ def _start(lab: Lab) -> None:
     root = maker.root("Lab Root")
     public = maker.intermediate(root, "Lab Issuer")
     shown = {
-        name: maker.leaf(None if name in {"dane", "plain", "bogus", "hole", "exim"} else public, [f"mx.{site.domain}"])
+        name: maker.leaf(public if name in {"swap", "sts", "stsbad"} else None, [f"mx.{site.domain}"])
         for name, site in SITES.items()
     }
     published = {**shown, "swap": maker.leaf(None, ["mx.swap.test"])}
@@ -234,7 +137,8 @@ def _start(lab: Lab) -> None:
     _policies(lab, maker.leaf(public, ["mta-sts.sts.test", "mta-sts.stsbad.test"]))
     _receiver(lab, shown)
     _exim(lab, shown["exim"])
-    _sender(lab)
+    for name in VARIANTS:
+        _sender(lab.senders[name], name)
     lab.smtpguard.config.write_text(
         f"""hostname = "out.sender.test"
 state_dir = "{lab.directory}/state"
@@ -247,7 +151,7 @@ role = "outbound"
 bind = ["127.0.0.1:10026"]
 protocol = "smtp"
 [outbound]
-allow_destinations = ["127.25.0.0/16"]
+allow_destinations = ["127.25.0.0/16", "127.26.0.0/16", "{BLACK_HOLE}/32"]
 [dns]
 resolvers = ["{UNBOUND}"]
 [dns.canary]
@@ -262,89 +166,35 @@ ca_file = "{trust}"
     wait_for("the canary's verdict", lambda: "state=validating" in lab.smtpguard.log)
 
 
-def _spawn(lab: Lab, name: str, *command: str | Path) -> None:
-    with (lab.directory / f"{name}.log").open("wb") as log:
+def _spawn(lab: Lab, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:
+    path = lab.directory / f"{name}.log"
+    with path.open("wb") as log:
         lab.processes.append(subprocess.Popen([str(word) for word in command], stdout=log, stderr=log))
+    try:
+        wait_for(f"{name} is ready", ready)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{path.read_text()[-4000:]}") from error
 
 
 def _dns(lab: Lab, published: dict[str, Credential]) -> None:
-    run_dir = lab.directory / "dns"
-    zones = run_dir / "zones"
-    zones.mkdir(parents=True)
-    signed = [".", "test.", "dane.test.", "swap.test.", "exim.test.", "bogus.test."]
-    unsigned = [f"{name}.test." for name in ("sts", "stsbad", "plain", "hole", "many")]
-    text = [
-        f'server:\n    rundir: "{run_dir}"\n    listen: [ "{KNOT}@53" ]',
-        f'database:\n    storage: "{run_dir}"\n    kasp-db: "keys"\n    journal-db: "journal"\n    timer-db: "timers"',
-        "log:\n  - target: stderr\n    any: info",
-        "policy:\n  - id: lab\n    algorithm: ecdsap256sha256\n    single-type-signing: on\n    manual: on",
-        f'template:\n  - id: default\n    storage: "{zones}"\n    zonefile-sync: -1\n    zonefile-load: whole',
-        f'    journal-content: none\n  - id: signed\n    storage: "{zones}"\n    zonefile-sync: -1',
-        "    zonefile-load: whole\n    dnssec-signing: on\n    dnssec-policy: lab",
-        "zone:",
-    ]
-    text += [f'  - domain: "{zone}"\n    template: signed\n    file: "{zone}zone"' for zone in signed]
-    text += [f'  - domain: "{zone}"\n    file: "{zone}zone"' for zone in unsigned]
-    config = run_dir / "knot.conf"
-    config.write_text("\n".join(text) + "\n")
-    ds = {}
-    for zone in signed:
-        run("keymgr", "-c", config, zone, "generate", "algorithm=ecdsap256sha256", "ksk=yes", "zsk=yes")
-        lines = run("keymgr", "-c", config, zone, "ds").splitlines()
-        ds[zone] = next(" ".join(w[2:]) for line in lines if (w := line.split())[4] == "2")
-    (zones / ".zone").write_text(f"{SOA}test. NS ns.test.\ntest. DS {ds['test.']}\nns.test. A {KNOT}\n")
-    parent = f"{SOA}ns A {KNOT}\n"
-    for zone in (*signed[2:], *unsigned):
-        parent += f"{zone} NS ns.test.\n"
-    parent += "".join(f"{name} DS {ds[f'{name}.test.']}\n" for name in ("dane", "swap", "exim"))
-    parent += f"bogus DS {ds['dane.test.']}\n"  # the wrong one
-    (zones / "test.zone").write_text(parent)
+    described = {}
     for name, site in SITES.items():
-        lines = f"{SOA}@ MX 10 mx\nmx A {site.address}\nwww A 192.0.2.1\n"
-        if site.signed:
-            lines += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, published[name].der)}\n"
+        records = f"@ MX 10 mx\nmx A {site.address}\nwww A 192.0.2.1\n"
+        if site.signed and name != "bogus":
+            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, published[name].der)}\n"
         if name.startswith("sts"):
-            lines += f'_mta-sts TXT "v=STSv1; id=1;"\nmta-sts A {POLICY_HOST}\n'
-        (zones / f"{name}.test.zone").write_text(lines)
-    many = f"{SOA}mx A {SITES['plain'].address}\n" + "".join(f"d{number} MX 10 mx\n" for number in range(MANY))
-    (zones / "many.test.zone").write_text(many)
-    _spawn(lab, "knot", "knotd", "-c", config)
-    (run_dir / "root.anchor").write_text(f". DS {ds['.']}\n")
-    (run_dir / "root.hints").write_text(f". NS ns.test.\nns.test. A {KNOT}\n")
-    unbound = run_dir / "unbound.conf"
-    unbound.write_text(
-        f"""server:
-    directory: "{run_dir}"
-    pidfile: ""
-    chroot: ""
-    username: ""
-    use-syslog: no
-    interface: {UNBOUND}
-    access-control: 127.0.0.0/8 allow
-    do-ip6: no
-    do-not-query-localhost: no
-    root-hints: "{run_dir}/root.hints"
-    trust-anchor-file: "{run_dir}/root.anchor"
-    module-config: "validator iterator"
-    ede: yes
-    local-zone: "test." nodefault
-remote-control:
-    control-enable: no
-"""
+            records += f'_mta-sts TXT "v=STSv1; id=1;"\nmta-sts A {POLICY_HOST}\n'
+        described[name] = Zone(records, signed=site.signed, bogus=name == "bogus")
+    described["scripted"] = Zone(f"@ MX 10 mx\nmx A {SCRIPTED}\n")
+    described["hole"] = Zone(f"@ MX 10 mx\nmx A {BLACK_HOLE}\n")
+    described["many"] = Zone(
+        "".join(f"d{number} MX 10 mx{number}\nmx{number} A {many_host(number)}\n" for number in range(MANY))
     )
-    wait_for("knot answers", lambda: _answers(KNOT, "plain.test"))
-    _spawn(lab, "unbound", "unbound", "-d", "-c", unbound)
-    wait_for("unbound answers", lambda: _answers(UNBOUND, "dane.test"))
-
-
-def _answers(server: str, name: str) -> bool:
-    done = subprocess.run(
-        ["kdig", f"@{server}", "+short", "+timeout=1", "+retry=0", name, "MX"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode == 0 and "mx." in done.stdout
+    directory = lab.directory / "dns"
+    config = zones.write_knot(directory, described)
+    _spawn(lab, "knot", "knotd", "-c", config, ready=lambda: "mx." in zones.ask(KNOT, "plain.test", "MX"))
+    config = zones.write_unbound(directory)
+    _spawn(lab, "unbound", "unbound", "-d", "-c", config, ready=lambda: "mx." in zones.ask(UNBOUND, "dane.test", "MX"))
 
 
 def _policies(lab: Lab, credential: Credential) -> None:
@@ -366,7 +216,7 @@ http {{
 }}
 """
     )
-    _spawn(lab, "nginx", "nginx", "-c", config)
+    _spawn(lab, "nginx", "nginx", "-c", config, ready=(directory / "pid").exists)
 
 
 def _receiver(lab: Lab, shown: dict[str, Credential]) -> None:
@@ -378,12 +228,10 @@ def _receiver(lab: Lab, shown: dict[str, Credential]) -> None:
     domains = [site.domain for site in SITES.values()] + [f"d{number}.many.test" for number in range(MANY)]
     services = ""
     for name, site in SITES.items():
-        if name in ("hole", "exim"):
-            continue
-        services += (
-            f"{site.address}:25 inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
-            f"  -o myhostname=mx.{site.domain}\n"
-        )
+        if name not in _ELSEWHERE:
+            services += _receiving(site.address, f"mx.{site.domain}", shown[name])
+    for number in range(MANY):
+        services += _receiving(many_host(number), f"mx{number}.many.test", shown["plain"])
     lab.receiver.start(
         f"""myhostname = mx.test
 mydestination =
@@ -398,6 +246,10 @@ smtpd_client_connection_count_limit = 0
 """,
         services,
     )
+
+
+def _receiving(address: str, name: str, shown: Credential) -> str:
+    return f"{address}:25 inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown.pem_file}\n  -o myhostname={name}\n"
 
 
 def _exim(lab: Lab, shown: Credential) -> None:
@@ -441,12 +293,12 @@ maildir:
   user = Debian-exim
 """
     )
-    _spawn(lab, "exim", EXIM, "-C", config, "-bdf", "-q1m")
+    _spawn(lab, "exim", EXIM, "-C", config, "-bdf", "-q1m", ready=(directory / "spool" / "pid").exists)
 
 
-def _sender(lab: Lab) -> None:
-    deploy = REPOSITORY / "deploy" / "postfix"
-    lab.sender.start(
+def _sender(postfix: Postfix, variant: str) -> None:
+    """A sending MTA: the shipped files as they are, and what makes tests fast and clear."""
+    postfix.start(
         """myhostname = out.sender.test
 mydestination =
 mynetworks = 127.0.0.0/8
@@ -454,14 +306,13 @@ minimal_backoff_time = 300s
 queue_run_delay = 300s
 unverified_recipient_reject_code = 550
 address_verify_map =
+address_verify_poll_delay = 1s
+smtpd_client_connection_count_limit = 0
 """
-        + (deploy / "main.cf.smtpguard").read_text(),
-        f"{SENDER}:{SUBMISSION} inet n - n - - smtpd\n"
-        f"{SENDER}:{VERIFIED} inet n - n - - smtpd\n"
+        + (DEPLOY / f"main.cf.{VARIANTS[variant]}").read_text(),
+        f"{postfix.address}:{SUBMISSION} inet n - n - - smtpd\n"
+        f"{postfix.address}:{VERIFIED} inet n - n - - smtpd\n"
         "  -o smtpd_recipient_restrictions=reject_unverified_recipient,permit_mynetworks,reject\n"
-        # The same Postfix by SMTP: a second transport with a smarthost in place of LMTP.
-        f"{SENDER}:{BY_SMTP} inet n - n - - smtpd\n  -o cleanup_service_name=bysmtp\n"
-        "bysmtp unix n - n - 0 cleanup\n  -o content_filter=smarthost:[127.0.0.1]:10026\n"
-        "smarthost unix - - n - 50 smtp\n  -o smtp_tls_security_level=none\n"
-        + (deploy / "master.cf.smtpguard").read_text(),
+        + (DEPLOY / f"master.cf.{VARIANTS[variant]}").read_text(),
+        copied=[*DEPLOY.glob("smtpguard-domains.*")],
     )

@@ -1,0 +1,40 @@
+"""A network of the lab's own: no port of the host is taken, and black holes can be dug.
+
+The calling thread, and the processes and threads it starts from then on, live in a new network namespace (Linux,
+root).  Loopback is its only interface.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.interop.processes import run
+
+CLONE_NEWNET = 0x40000000
+BLACK_HOLE = "198.18.1.7"
+"""Packets to this address vanish: it is routed to loopback, where nobody has it."""
+
+
+@contextmanager
+def own_network() -> Iterator[None]:
+    """Move this thread into a new network namespace, and back at the end."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(libc.unshare(CLONE_NEWNET), "unshare")
+        try:
+            run("ip", "link", "set", "lo", "up")
+            run("ip", "address", "add", "198.18.0.1/32", "dev", "lo")
+            run("ip", "route", "add", f"{BLACK_HOLE}/32", "dev", "lo", "src", "198.18.0.1")
+            yield
+        finally:
+            _checked(libc.setns(home, CLONE_NEWNET), "setns")
+    finally:
+        os.close(home)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

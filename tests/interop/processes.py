@@ -1,0 +1,201 @@
+"""The programs of the lab as child processes: run to the end, waited for, or kept."""
+
+import http.client
+import re
+import shlex
+import shutil
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+ADMIN = ("127.0.0.1", 9825)
+
+
+def wait_for(what: str, condition: Callable[[], T], seconds: float = 20.0) -> T:
+    """Poll until `condition()` is true and give its value; the servers are other processes."""
+    end = time.monotonic() + seconds  # noqa: TID251
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:  # noqa: TID251
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def run(*command: str | Path) -> str:
+    """The output of a command that must succeed."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@dataclass
+class Postfix:
+    """One Postfix instance of its own directories; `address` is where its smtpd listens for mail clients."""
+
+    directory: Path
+    address: str = ""
+    resolver: str = ""
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "etc"
+
+    @property
+    def log(self) -> str:
+        path = self.directory / "log"
+        return path.read_text() if path.exists() else ""
+
+    def start(self, main: str, services: str, copied: Sequence[Path] = ()) -> None:
+        """Run it with these parts of main.cf and master.cf, and files copied beside them."""
+        for name in ("etc", "queue", "data"):
+            (self.directory / name).mkdir(parents=True)
+        shutil.chown(self.directory / "data", "postfix")
+        (self.config / "main.cf").write_text(
+            f"compatibility_level = 3.6\nqueue_directory = {self.directory}/queue\n"
+            f"data_directory = {self.directory}/data\nmaillog_file = {self.directory}/log\n"
+            f"maillog_file_prefixes = {self.directory}\ninet_protocols = ipv4\nalias_maps =\nalias_database =\n"
+            "biff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
+        )
+        master = Path("/etc/postfix/master.cf.proto").read_text()
+        master = re.sub(r"(?m)^smtp +inet .*\n", "", master)
+        master = re.sub(r"(?m)^(\S+ +(?:inet|unix|unix-dgram|fifo) +\S+ +\S+ +)y", r"\1n", master)
+        (self.config / "master.cf").write_text(master + services)
+        shutil.copy("/etc/postfix/dynamicmaps.cf", self.config)
+        if Path("/etc/postfix/dynamicmaps.cf.d").is_dir():
+            shutil.copytree("/etc/postfix/dynamicmaps.cf.d", self.config / "dynamicmaps.cf.d")
+        for path in (Path("/etc/postfix/postfix-files"), *copied):
+            shutil.copy(path, self.config)
+        start = ["postfix", "-c", str(self.config), "start"]
+        if self.resolver:  # a mount namespace in which /etc/resolv.conf names the lab's resolver
+            own = self.directory / "resolv.conf"
+            own.write_text(f"nameserver {self.resolver}\n")
+            script = f"mount --bind {own} /etc/resolv.conf && exec {shlex.join(start)}"
+            start = ["unshare", "--mount", "sh", "-c", script]
+        try:
+            run(*start)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log}") from error
+
+    def stop(self) -> None:
+        subprocess.run(["postfix", "-c", str(self.config), "stop"], capture_output=True, check=False)
+
+    def send(self, *recipients: str, content: bytes, port: int) -> None:
+        """Hand a message over, as a mail client would."""
+        with smtplib.SMTP(self.address, port, timeout=60) as client:
+            refused = client.sendmail("user@sender.test", recipients, content)
+            assert not refused, refused
+
+    def flush(self) -> None:
+        run("postqueue", "-c", self.config, "-f")
+
+    def queue(self) -> str:
+        return run("postqueue", "-c", self.config, "-p")
+
+    def purge(self) -> None:
+        """Delete all mail, whatever is being done with it."""
+        run("postsuper", "-c", self.config, "-d", "ALL")
+
+    @contextmanager
+    def settings(self, **values: str) -> Iterator[None]:
+        """Other values in main.cf for a while; "" takes the setting away."""
+        before = (self.config / "main.cf").read_text()
+        try:
+            if values:
+                run("postconf", "-c", self.config, "-e", *(f"{name}={value}" for name, value in values.items()))
+            run("postfix", "-c", self.config, "reload")
+            yield
+        finally:
+            (self.config / "main.cf").write_text(before)
+            run("postfix", "-c", self.config, "reload")
+
+    def lines_about(self, recipient: str) -> list[str]:
+        """The log's lines about deliveries to this recipient."""
+        return [line for line in self.log.splitlines() if f"to=<{recipient}>" in line]
+
+    def last_line(self, recipient: str) -> str:
+        """The last of `lines_about`, or nothing."""
+        lines = self.lines_about(recipient)
+        return lines[-1] if lines else ""
+
+
+@dataclass
+class Smtpguard:
+    """The proxy as a process."""
+
+    config: Path
+    log_path: Path
+    process: subprocess.Popen[bytes] | None = None
+    handed_over: bool = False
+
+    def start(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3."""
+        command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
+        self.handed_over = bool(sockets)
+        if sockets:
+            moves = " ".join(f"{number}<&{sock.fileno()}" for number, sock in enumerate(sockets, 3))
+            script = f"exec {moves}; export LISTEN_FDS={len(sockets)} LISTEN_PID=$$; exec {shlex.join(command)}"
+            command = ["bash", "-c", script]
+        with self.log_path.open("ab") as log:
+            handed = [sock.fileno() for sock in sockets]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=handed)
+        wait_for("smtpguard is ready", self.is_ready)
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log[-4000:]
+        try:
+            return self.get("/healthz/ready")[0] == 200
+        except OSError:
+            return False
+
+    def ensure(self) -> None:
+        """Run as at the lab's start, whatever a test left."""
+        if self.process is not None and (self.process.poll() is not None or self.handed_over):
+            self.stop()
+            self.start()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.send_signal(signal.SIGCONT)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of the admin server's answer."""
+        connection = http.client.HTTPConnection(*ADMIN, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def counted(self, name: str) -> float:
+        """The sum of a metric over all its labels."""
+        found = re.findall(rf"(?m)^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", self.get("/metrics")[1])
+        return sum(float(value) for value in found)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Another smtpguard command with this configuration."""
+        command = [sys.executable, "-m", "smtpguard", *arguments, "--config", str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
