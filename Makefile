@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check format lint types imports unit interop slow coverage lock clean
+.PHONY: demo test check format lint types imports unit interop slow bench coverage lock clean
 
 ## demo: the sandbox internet, the attacks, and what smtpguard does about them
 demo: $(STAMP)
@@ -40,6 +40,11 @@ interop: $(STAMP)
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/slow -o addopts="--strict-markers -ra -p no:cacheprovider"
+
+## bench: CPU per message beside nginx and Postfix (installs Debian packages; needs root)
+bench: $(STAMP)
+	bash bench/install.sh
+	$(BIN)/python bench/run.py
 
 coverage: $(STAMP)
 	$(BIN)/coverage run -m pytest -q
