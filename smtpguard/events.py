@@ -413,6 +413,7 @@ class CertificateEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateAlert(CertificateEvent):
-    """Something is wrong with them: `event` is failed (the old ones are kept) or warning."""
+    """Something is wrong with them: `event` is failed (the old ones are kept), warning, or tlsa (mail hosts that honour
+    DANE would refuse them)."""
 
     severity: ClassVar[Severity] = "warning"

@@ -9,6 +9,8 @@ from random import SystemRandom
 import trio
 
 from smtpguard.clock import Clock, Ids
+from smtpguard.dns.own import find_own_tlsa
+from smtpguard.dns.records import TlsaFound
 from smtpguard.dns.resolver import Lookups
 from smtpguard.events import CertificateAlert, CertificateEvent, Emit
 from smtpguard.inbound.gate import Gate
@@ -20,10 +22,11 @@ from smtpguard.names import Domain
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import Wire
 from smtpguard.reasons import printable
-from smtpguard.tls.certificates import ServerCertificates
+from smtpguard.tls.certificates import ServerCertificates, judge_own_chain
 from smtpguard.tls.pkix import RootStore
 
 _CERTIFICATE_SECONDS = 60.0
+_TLSA_SECONDS = 3600.0
 
 
 class Inbound:
@@ -59,6 +62,7 @@ class Inbound:
         self._mta_wires = mta_wires
         self._random = SystemRandom()
         self._listener = listener
+        self._tlsa_problems: tuple[str, ...] = ()
         self.certificates = listener.certificates
         self.connector = self._connector()
         self.watch = MtaWatch(lambda: self._listener, lambda: self.connector, clock, emit)
@@ -88,6 +92,7 @@ class Inbound:
         """Watch the MTA and the certificates, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_certificates)
+            nursery.start_soon(self._watch_tlsa)
             await nursery.start(self.watch.run)
             task_status.started()
 
@@ -114,6 +119,31 @@ class Inbound:
             self.emit(CertificateAlert(listener=self._listener.name, event="failed", detail=problem))
         if changed and not reloaded.problems:
             self._tell_certificates("reloaded")
+
+    async def _watch_tlsa(self) -> None:
+        """Once an hour: would mail hosts that honour DANE still deliver to us?"""
+        while True:
+            await self.check_tlsa()
+            await trio.sleep(_TLSA_SECONDS * self._random.uniform(0.9, 1.1))
+
+    async def check_tlsa(self) -> None:
+        """Compare the chain that is served for our own name with the TLSA records published for it (DANE-45).
+
+        On port 25 only: elsewhere clients do not look.  A new problem is told once, until it changes.
+        """
+        certificates = self.certificates
+        if certificates is None or self._listener.tls != "starttls" or self._listener.submission:
+            return
+        found = await find_own_tlsa(self.lookups, self.hostname)
+        if not isinstance(found, TlsaFound):
+            self._tlsa_problems = ()
+            return
+        chain = certificates.choose(found.base_domain).chain
+        problems = judge_own_chain(chain, found, (self.hostname,), self.clock.now())
+        if problems != self._tlsa_problems:
+            for problem in problems:
+                self.emit(CertificateAlert(listener=self._listener.name, event="tlsa", detail=printable(problem, 400)))
+        self._tlsa_problems = problems
 
     def _tell_certificates(self, event: str) -> None:
         certificates: ServerCertificates | None = self.certificates

@@ -1,0 +1,33 @@
+"""Does the chain that is served agree with our own TLSA records?  (DANE-45, RFC 7672 §8.1)"""
+
+from pathlib import Path
+
+from smtpguard.events import CertificateAlert
+from tests.support.front import HOST, open_front
+from tests.support.zone import Node, Zone
+
+
+async def test_records_of_another_key_are_told_once(tmp_path: Path) -> None:
+    """DANE-45: what to publish is in the text; the same problem is not told each hour."""
+    zone = Zone({HOST: Node(a=["192.0.2.25"]), f"_25._tcp.{HOST}": Node(tlsa=["3 1 1 " + "00" * 32])})
+    async with open_front(tmp_path, zone=zone) as front:
+        await front.service.check_tlsa()
+        await front.service.check_tlsa()
+        certificates = front.service.certificates
+        assert certificates is not None
+        spki = certificates.certificates[0].spki_sha256
+    told = [event.detail for event in front.of(CertificateAlert) if event.event == "tlsa"]
+    assert any(f"publish 3 1 1 {spki}" in detail for detail in told)
+    assert len(told) == len(set(told))
+
+
+async def test_matching_or_no_records_are_fine(tmp_path: Path) -> None:
+    """DANE-45."""
+    zone = Zone({HOST: Node(a=["192.0.2.25"])})
+    async with open_front(tmp_path, zone=zone) as front:
+        certificates = front.service.certificates
+        assert certificates is not None
+        await front.service.check_tlsa()
+        zone.nodes[f"_25._tcp.{HOST}"] = Node(tlsa=["3 1 1 " + certificates.certificates[0].spki_sha256])
+        await front.service.check_tlsa()
+    assert [event for event in front.of(CertificateAlert) if event.event == "tlsa"] == []
