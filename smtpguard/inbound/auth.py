@@ -46,12 +46,12 @@ async def relay_auth(
             except LOST as lost:
                 exchange.lost(Step.LOST, str(lost))
                 return MTA_LOST
+            link.wire.deadline = float("inf")
             if reply.severity != 3:
                 exchange.relay.authenticated = reply.is_positive and refusal is None
                 return refusal or reply
             if reply.code != 334 or refusal is not None:
                 break
-            link.wire.deadline = float("inf")
             exchange.busy = True
             await wire.send(reply.encode())
             line = await _response(reader, wire, times, clock)

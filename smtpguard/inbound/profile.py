@@ -88,6 +88,7 @@ class MtaWatch:
         self._failures: deque[float] = deque(maxlen=_FAILURES)
         self._wake = trio.Event()
         self._state = ""
+        self._generation = 0  # counts reloads: what was learnt by an older way does not count
         self.attempted = trio.Event()
         """Set after the first attempt to learn the profile."""
         self.profile: Profile | None = None
@@ -118,6 +119,7 @@ class MtaWatch:
 
     def restart(self) -> None:
         """After a reload: nobody is greeted until the new way was probed."""
+        self._generation += 1
         self._to("starting", NOT_READY, None, "settings were reloaded")
         self.wake()
 
@@ -142,15 +144,18 @@ class MtaWatch:
 
     async def learn(self) -> bool:
         """One attempt: profile and probe.  True: clients are served."""
-        listener = self._listener()
-        opened = await self._connector().open(untrusted_client(), PROBE_HELLO)
+        listener, generation = self._listener(), self._generation
+        connector = self._connector()
+        opened = await connector.open(untrusted_client(), PROBE_HELLO)
         if isinstance(opened, MtaFailed):
             if opened.step is Step.XCLIENT:
                 self._to("refused", REFUSED_IDENTITY, opened.step, opened.detail)
             else:
                 self._to("down", NOT_READY, opened.step, opened.detail)
             return False
-        accepted = await self._probe(opened)
+        accepted = await self._probe(opened, connector)
+        if generation != self._generation:
+            return False
         if isinstance(accepted, MtaFailed):
             self._to("down", NOT_READY, accepted.step, accepted.detail)
             return False
@@ -168,7 +173,7 @@ class MtaWatch:
         self._to("ready", None, None, f"{self.profile.name}: {', '.join(opened.link.extensions.offered)}")
         return True
 
-    async def _probe(self, opened: MtaOpened) -> Reply | MtaFailed | None:
+    async def _probe(self, opened: MtaOpened, connector: MtaConnector) -> Reply | MtaFailed | None:
         """The 2xx that shows an open relay, or None where the outside recipient was not taken."""
         wire = opened.link.wire
         wire.deadline = self._clock.monotonic() + self._listener().times.mta_greeting
@@ -184,7 +189,7 @@ class MtaWatch:
         except RemoteProtocolError as error:
             return MtaFailed(Step.PROTOCOL, str(error))
         finally:
-            self._connector().close(wire)
+            connector.close(wire)
         return replies[1] if replies[0].is_positive and replies[1].is_positive else None
 
     def _to(self, state: str, refusal: Reply | None, step: Step | None, detail: str) -> None:

@@ -40,11 +40,13 @@ class Front:
     port: int
     clock: Clock
     events: list[Event] = field(default_factory=list)
-    after: Callable[[], None] = lambda: None
+    clients: list[Client] = field(default_factory=list)
 
     async def raw(self) -> Client:
-        """A connection; the greeting is not read."""
-        return await Client.connect("127.0.0.1", self.port)
+        """A connection; the greeting is not read.  It is closed with the rig at the latest."""
+        client = await Client.connect("127.0.0.1", self.port)
+        self.clients.append(client)
+        return client
 
     async def client(self, *, tls: bool = False, hello: str = "client.example") -> Client:
         """Greeted, EHLO said, and inside TLS if so wished."""
@@ -126,6 +128,8 @@ async def open_front(
         try:
             yield front
         finally:
+            for client in front.clients:
+                client.conversation.close()
             sock.close()
             nursery.cancel_scope.cancel()
 

@@ -1,0 +1,82 @@
+"""Is the MTA there, what does it offer, and would it relay for strangers?  (DESIGN §6, PXY-09, PXY-10)"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from smtpguard.events import MtaAlert, MtaState
+from tests.support.front import changed, open_front
+from tests.support.mta import OFFER, XCLIENT, Mta
+
+MESSAGE = b"Subject: hello\r\n\r\nbody\r\n"
+
+
+async def anybody(line: bytes) -> bytes | None:
+    """An MTA that relays for whoever comes from our address."""
+    return b"250 2.1.5 Ok" if line.upper().startswith(b"RCPT") else None
+
+
+async def test_an_open_relay_is_not_served(tmp_path: Path) -> None:
+    """Nobody is greeted until the MTA refuses the outside recipient; then without a restart."""
+    async with open_front(tmp_path, Mta(script=anybody)) as front:
+        client = await front.raw()
+        assert str(await client.reply()).startswith("421 4.3.0")
+        (alert,) = front.of(MtaAlert)
+        assert alert.state == "open_relay"
+        assert "192.0.2.1" in alert.detail
+        assert front.service.watch.is_refused
+        front.mta.script = None
+        assert await front.service.watch.learn()
+        assert (await (await front.client()).send("a@a.example", ["b@front.example"], MESSAGE)).is_delivered
+
+
+async def test_the_mta_learns_the_client_by_xclient(tmp_path: Path) -> None:
+    """PXY-10: only what it lists, ADDR last, each of our sessions in its own client's name; LOGIN never."""
+    async with open_front(tmp_path, Mta((*OFFER, XCLIENT)), identity_by="xclient") as front:
+        client = await front.client(hello="its.own.name")
+        assert (await client.send("a@a.example", ["b@front.example"], MESSAGE)).is_delivered
+    (heard,) = front.mta.clients
+    (line,) = heard.of(b"XCLIENT")
+    assert line.endswith(b"ADDR=127.0.0.1")
+    assert b"HELO=its.own.name" in line
+    assert b"LOGIN" not in line
+    assert heard.verbs()[:4] == [b"EHLO", b"XCLIENT", b"EHLO", b"MAIL"]
+
+
+async def test_an_mta_that_refuses_xclient_gets_nothing(tmp_path: Path) -> None:
+    """PXY-09: fail-closed, whether it is not offered or not accepted."""
+    for mta in (Mta(OFFER), Mta((*OFFER, XCLIENT), replies={b"XCLIENT": b"550 5.7.0 no"})):
+        async with open_front(tmp_path, mta, identity_by="xclient") as front:
+            client = await front.raw()
+            assert str(await client.reply()).startswith("421 4.3.0")
+            assert [alert.state for alert in front.of(MtaAlert)] == ["refused"]
+        assert front.mta.messages == []
+        assert not any(heard.of(b"MAIL") for heard in front.mta.heard)
+
+
+async def test_the_header_comes_first_toward_the_mta(tmp_path: Path) -> None:
+    """PXY-08: PROXY v2, never LOCAL, before anything is said."""
+    async with open_front(tmp_path, Mta(proxy=True), identity_by="proxy-v2") as front:
+        client = await front.client(tls=True)
+        assert (await client.send("a@a.example", ["b@front.example"], MESSAGE)).is_delivered
+    headers = [heard.proxy for heard in front.mta.heard]
+    assert all(header[:13] == b"\r\n\r\n\0\r\nQUIT\n\x21" for header in headers)
+
+
+async def test_a_reload_to_another_mta_is_probed_first(tmp_path: Path) -> None:
+    """DESIGN §6: at start and reload."""
+    other = Mta(script=anybody)
+    async with trio.open_nursery() as nursery:
+        await other.start(nursery)
+        async with open_front(tmp_path) as front:
+            listener = front.service.listener
+            front.service.reload(changed(listener, mta=replace(listener.mta, port=other.port)))
+            assert front.service.watch.refusal is not None
+            with trio.fail_after(5):
+                while front.service.watch.state == "starting":
+                    await trio.sleep(0.001)
+            client = await front.raw()
+            assert str(await client.reply()).startswith("421 4.3.0")
+        nursery.cancel_scope.cancel()
+    assert [event.state for event in front.of(MtaState)] == ["ready", "starting", "open_relay"]
