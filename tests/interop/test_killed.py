@@ -12,9 +12,10 @@ from tests.interop.messages import message
 from tests.interop.processes import Postfix, wait_for
 from tests.interop.scripted import ScriptedHost, Step, Stopped
 
-LINES = 2500
+LINES = 9000
 FILLER = (b"filler " + b"y" * 980 + b"\r\n") * LINES
-"""2.5 MB: more than all the buffers on the way hold."""
+"""8.9 MB: more than the kernel holds for a dead sender (tcp_wmem's largest is 4 MiB, and it sends that after the death:
+2.5 MB once lay there whole, dot included), less than Postfix's message_size_limit."""
 
 
 @contextmanager
