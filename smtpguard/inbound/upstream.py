@@ -160,24 +160,25 @@ class MtaConnector:
         greeting = await link.reply()
         if greeting.code != 220:
             return MtaFailed(Step.GREETING, greeting.text, greeting)
-        reply = await link.hello(hello.decode("ascii"), may_fall_back=True, extended=extended)
-        if not reply.is_positive:
-            return MtaFailed(Step.EHLO, reply.text, reply)
-        if self._mta.tls != "none":
+        starts_tls, tells = self._mta.tls != "none", self._mta.identity_by == "xclient"
+        # What is offered is learnt by EHLO, also for a client that said HELO: its own word comes last.
+        reply = await self._hello(link, hello, extended=extended or starts_tls or tells)
+        if starts_tls and reply.is_positive:
             failed = await self._start_tls(link)
             if failed is not None:
                 return failed
-            reply = await link.hello(hello.decode("ascii"), may_fall_back=True, extended=extended)
-            if not reply.is_positive:
-                return MtaFailed(Step.EHLO, reply.text, reply)
-        if self._mta.identity_by == "xclient":
+            reply = await self._hello(link, hello, extended=extended or tells)
+        if tells and reply.is_positive:
             failed = await self._xclient(link, client)
             if failed is not None:
                 return failed
-            reply = await link.hello(hello.decode("ascii"), may_fall_back=True, extended=extended)
-            if not reply.is_positive:
-                return MtaFailed(Step.EHLO, reply.text, reply)
+            reply = await self._hello(link, hello, extended=extended)
+        if not reply.is_positive:
+            return MtaFailed(Step.EHLO, reply.text, reply)
         return MtaOpened(link, greeting, reply)
+
+    async def _hello(self, link: ClientLink, name: bytes, *, extended: bool) -> Reply:
+        return await link.hello(name.decode("ascii"), may_fall_back=True, extended=extended)
 
     async def _start_tls(self, link: ClientLink) -> MtaFailed | None:
         context = self._mta.context

@@ -162,7 +162,9 @@ def plan_xclient(identity: ClientIdentity, offered: str) -> tuple[bytes, ...] | 
     """
     names = frozenset(offered.upper().split())
     if not names:
-        return XclientImpossible("the MTA does not offer XCLIENT to this host")
+        return XclientImpossible(
+            "the MTA does not offer XCLIENT to this host (Postfix: smtpd_authorized_xclient_hosts)"
+        )
     if "ADDR" not in names:
         return XclientImpossible("the MTA offers XCLIENT without ADDR")
     commands: list[bytes] = []

@@ -44,6 +44,18 @@ async def test_the_mta_learns_the_client_by_xclient(tmp_path: Path) -> None:
     assert heard.verbs()[:4] == [b"EHLO", b"XCLIENT", b"EHLO", b"MAIL"]
 
 
+async def test_a_client_that_says_helo_is_told_too(tmp_path: Path) -> None:
+    """SMTP-03: EHLO of our own finds XCLIENT; the MTA then hears HELO, as the client said it."""
+    async with open_front(tmp_path, Mta((*OFFER, XCLIENT)), identity_by="xclient") as front:
+        client = await front.raw()
+        await client.reply()
+        assert (await client.command("HELO old.example")).code == 250
+        assert (await client.send("a@a.example", ["b@front.example"], MESSAGE)).is_delivered
+    (heard,) = front.mta.clients
+    assert heard.verbs()[:4] == [b"EHLO", b"XCLIENT", b"HELO", b"MAIL"]
+    assert b"PROTO=SMTP" in heard.of(b"XCLIENT")[0]
+
+
 async def test_an_mta_that_refuses_xclient_gets_nothing(tmp_path: Path) -> None:
     """PXY-09: fail-closed, whether it is not offered or not accepted."""
     for mta in (Mta(OFFER), Mta((*OFFER, XCLIENT), replies={b"XCLIENT": b"550 5.7.0 no"})):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.interop.inbound_lab import InboundLab, open_inbound_lab
 from tests.interop.lab import Lab, open_lab
 from tests.interop.processes import Postfix
 
@@ -27,3 +28,18 @@ def lab(opened_lab: Lab) -> Iterator[Lab]:
 def sender(lab: Lab, request: pytest.FixtureRequest) -> Postfix:
     """The sending Postfix, by each protocol."""
     return lab.senders[request.param]
+
+
+@pytest.fixture(scope="package")
+def opened_inbound_lab() -> Iterator[InboundLab]:
+    with open_inbound_lab() as opened:
+        yield opened
+
+
+@pytest.fixture
+def inbound(opened_inbound_lab: InboundLab) -> Iterator[InboundLab]:
+    """The inbound lab, with smtpguard running whatever the test before did."""
+    try:
+        yield opened_inbound_lab
+    finally:
+        opened_inbound_lab.smtpguard.ensure()

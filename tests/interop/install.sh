@@ -32,19 +32,23 @@ unlinked() {
   ldd "$daemon" | awk '/not found/ { print $1 }'
 }
 
-install postfix postfix-sqlite knot knot-dnsutils unbound nginx-light openssl iproute2 passwd
+install postfix postfix-sqlite knot knot-dnsutils unbound nginx-light openssl iproute2 passwd swaks libnet-ssleay-perl \
+  msmtp curl
+command -v npm >/dev/null || install nodejs npm
 
 # Debian's MTAs exclude each other as packages, so Exim is only unpacked, beside Postfix; its libraries are installed.
-if [ ! -x "$daemon" ] || [ -n "$(unlinked)" ]; then
+# The heavy one: the light one knows no PROXY protocol.
+if [ ! -e "$exim/heavy" ] || [ -n "$(unlinked)" ]; then
   update
   unpacking=$(mktemp -d)
-  ( cd "$unpacking" && apt-get download -qq exim4-daemon-light )
+  ( cd "$unpacking" && apt-get download -qq exim4-daemon-heavy )
   rm -rf "$exim"
   mkdir -p "$exim"
-  dpkg -x "$unpacking"/exim4-daemon-light_*.deb "$exim"
+  dpkg -x "$unpacking"/exim4-daemon-heavy_*.deb "$exim"
   # "libc6 (>= 2.36), libdb5.3 | other, ..." -> the first name of each, libraries only
-  mapfile -t libraries < <(dpkg-deb -f "$unpacking"/exim4-daemon-light_*.deb Depends |
+  mapfile -t libraries < <(dpkg-deb -f "$unpacking"/exim4-daemon-heavy_*.deb Depends |
     tr ',' '\n' | sed -E 's/^ *([^ |(:]+).*/\1/' | grep '^lib')
+  touch "$exim/heavy"
   rm -rf "$unpacking"
   install "${libraries[@]}"
   if [ -n "$(unlinked)" ]; then
@@ -54,3 +58,12 @@ if [ ! -x "$daemon" ] || [ -n "$(unlinked)" ]; then
 fi
 id Debian-exim >/dev/null 2>&1 ||
   useradd --system --user-group --no-create-home --home-dir /var/spool/exim4 Debian-exim
+
+# The clients and the scanner that Debian does not have, pinned.
+tools=/var/lib/smtpguard-interop
+[ -e "$tools/node/node_modules/nodemailer" ] ||
+  npm install --silent --no-audit --no-fund --prefix "$tools/node" nodemailer@7.0.10
+if [ ! -x "$tools/sslyze/bin/sslyze" ]; then
+  python3 -m venv "$tools/sslyze"
+  "$tools/sslyze/bin/python" -m pip install --quiet --disable-pip-version-check sslyze==6.3.1
+fi

@@ -18,7 +18,7 @@ from pathlib import Path
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
 from tests.interop.namespace import BLACK_HOLE, own_network
-from tests.interop.processes import Postfix, Smtpguard, run, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, wait_for
 from tests.interop.zones import KNOT, UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "postfix"
@@ -110,14 +110,7 @@ def _stop(lab: Lab) -> None:
         lab.smtpguard.stop()
     for postfix in (*lab.senders.values(), lab.receiver):
         postfix.stop()
-    for process in lab.processes:
-        process.terminate()
-    for process in lab.processes:
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    end(lab.processes)
 
 
 def _start(lab: Lab) -> None:
@@ -167,13 +160,7 @@ ca_file = "{trust}"
 
 
 def _spawn(lab: Lab, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:
-    path = lab.directory / f"{name}.log"
-    with path.open("wb") as log:
-        lab.processes.append(subprocess.Popen([str(word) for word in command], stdout=log, stderr=log))
-    try:
-        wait_for(f"{name} is ready", ready)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{path.read_text()[-4000:]}") from error
+    spawn(lab.processes, lab.directory / f"{name}.log", *command, ready=ready)
 
 
 def _dns(lab: Lab, published: dict[str, Credential]) -> None:

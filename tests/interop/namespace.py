@@ -17,8 +17,8 @@ BLACK_HOLE = "198.18.1.7"
 
 
 @contextmanager
-def own_network() -> Iterator[None]:
-    """Move this thread into a new network namespace, and back at the end."""
+def own_network(*addresses: str) -> Iterator[None]:
+    """Move this thread into a new network namespace, and back at the end; `addresses` are further ones of loopback."""
     libc = ctypes.CDLL(None, use_errno=True)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -27,6 +27,8 @@ def own_network() -> Iterator[None]:
             run("ip", "link", "set", "lo", "up")
             run("ip", "address", "add", "198.18.0.1/32", "dev", "lo")
             run("ip", "route", "add", f"{BLACK_HOLE}/32", "dev", "lo", "src", "198.18.0.1")
+            for address in addresses:
+                run("ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else []))
             yield
         finally:
             _checked(libc.setns(home, CLONE_NEWNET), "setns")

@@ -12,12 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-ADMIN = ("127.0.0.1", 9825)
 
 
 def wait_for(what: str, condition: Callable[[], T], seconds: float = 20.0) -> T:
@@ -39,6 +38,32 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def spawn(
+    processes: list[subprocess.Popen[bytes]], log: Path, *command: str | Path, ready: Callable[[], bool]
+) -> subprocess.Popen[bytes]:
+    """Start a server that stays in the foreground, add it to `processes`, and wait until it is ready."""
+    with log.open("wb") as out:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=out)
+    processes.append(process)
+    try:
+        wait_for(f"{log.stem} is ready", ready)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text()[-4000:]}") from error
+    return process
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask all of them to end, and see to it."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 @dataclass
 class Postfix:
     """One Postfix instance of its own directories; `address` is where its smtpd listens for mail clients."""
@@ -46,6 +71,7 @@ class Postfix:
     directory: Path
     address: str = ""
     resolver: str = ""
+    _start: list[str] = field(default_factory=list, repr=False)
 
     @property
     def config(self) -> Path:
@@ -56,7 +82,7 @@ class Postfix:
         path = self.directory / "log"
         return path.read_text() if path.exists() else ""
 
-    def start(self, main: str, services: str, copied: Sequence[Path] = ()) -> None:
+    def start(self, main: str, services: str, copied: Sequence[Path] = (), protocols: str = "ipv4") -> None:
         """Run it with these parts of main.cf and master.cf, and files copied beside them."""
         for name in ("etc", "queue", "data"):
             (self.directory / name).mkdir(parents=True)
@@ -64,7 +90,7 @@ class Postfix:
         (self.config / "main.cf").write_text(
             f"compatibility_level = 3.6\nqueue_directory = {self.directory}/queue\n"
             f"data_directory = {self.directory}/data\nmaillog_file = {self.directory}/log\n"
-            f"maillog_file_prefixes = {self.directory}\ninet_protocols = ipv4\nalias_maps =\nalias_database =\n"
+            f"maillog_file_prefixes = {self.directory}\ninet_protocols = {protocols}\nalias_maps =\nalias_database =\n"
             "biff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
         )
         master = Path("/etc/postfix/master.cf.proto").read_text()
@@ -82,8 +108,13 @@ class Postfix:
             own.write_text(f"nameserver {self.resolver}\n")
             script = f"mount --bind {own} /etc/resolv.conf && exec {shlex.join(start)}"
             start = ["unshare", "--mount", "sh", "-c", script]
+        self._start = start
+        self.restart()
+
+    def restart(self) -> None:
+        """Start it again after `stop`."""
         try:
-            run(*start)
+            run(*self._start)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log}") from error
 
@@ -137,9 +168,13 @@ class Smtpguard:
     log_path: Path
     process: subprocess.Popen[bytes] | None = None
     handed_over: bool = False
+    admin_port: int = 9825
 
-    def start(self, sockets: Sequence[socket.socket] = ()) -> None:
-        """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3."""
+    def start(self, sockets: Sequence[socket.socket] = (), *, ready: bool = True) -> None:
+        """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3.
+
+        `ready` False: wait for its admin address only.
+        """
         command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
         self.handed_over = bool(sockets)
         if sockets:
@@ -149,15 +184,18 @@ class Smtpguard:
         with self.log_path.open("ab") as log:
             handed = [sock.fileno() for sock in sockets]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=handed)
-        wait_for("smtpguard is ready", self.is_ready)
+        wait_for("smtpguard is ready" if ready else "smtpguard answers", self.is_ready if ready else self.is_alive)
 
-    def is_ready(self) -> bool:
+    def is_alive(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log[-4000:]
         try:
-            return self.get("/healthz/ready")[0] == 200
+            return self.get("/healthz/live")[0] == 200
         except OSError:
             return False
+
+    def is_ready(self) -> bool:
+        return self.is_alive() and self.get("/healthz/ready")[0] == 200
 
     def ensure(self) -> None:
         """Run as at the lab's start, whatever a test left."""
@@ -182,7 +220,7 @@ class Smtpguard:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of the admin server's answer."""
-        connection = http.client.HTTPConnection(*ADMIN, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=5)
         try:
             connection.request("GET", path)
             response = connection.getresponse()

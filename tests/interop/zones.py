@@ -65,8 +65,11 @@ def _knot(directory: Path, files: Path, signed: Sequence[str], unsigned: Sequenc
     return "\n".join(text) + "\n"
 
 
-def write_unbound(directory: Path) -> Path:
-    """unbound.conf: the shipped file as it is, beside what Debian's package configures (anchor) and the lab's root."""
+def write_unbound(directory: Path, more: str = "") -> Path:
+    """unbound.conf: the shipped file as it is, beside what Debian's package configures (anchor) and the lab's root.
+
+    `more`: further lines of its `server:` clause.
+    """
     config = directory / "unbound.conf"
     shutil.copy(SHIPPED, directory / "shipped.conf")
     config.write_text(
@@ -81,7 +84,7 @@ def write_unbound(directory: Path) -> Path:
     # The lab's name server is on loopback, and test. is a name that unbound keeps from the Internet.
     do-not-query-localhost: no
     local-zone: "test." nodefault
-remote-control:
+{more}remote-control:
     control-enable: no
 include-toplevel: "{directory}/shipped.conf"
 """

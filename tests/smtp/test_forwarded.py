@@ -103,7 +103,10 @@ def test_pxy_10_only_what_the_mta_lists(offered: str, keywords: list[str]) -> No
 
 @pytest.mark.parametrize(
     ("offered", "detail"),
-    [("", "the MTA does not offer XCLIENT to this host"), ("NAME HELO", "the MTA offers XCLIENT without ADDR")],
+    [
+        ("", "the MTA does not offer XCLIENT to this host (Postfix: smtpd_authorized_xclient_hosts)"),
+        ("NAME HELO", "the MTA offers XCLIENT without ADDR"),
+    ],
 )
 def test_pxy_10_without_addr_nothing_can_be_relayed(offered: str, detail: str) -> None:
     assert plan_xclient(CLIENT, offered) == XclientImpossible(detail)

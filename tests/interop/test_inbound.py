@@ -1,0 +1,207 @@
+"""Debian's Postfix and Exim behind smtpguard: do they know the client, and is nobody an open relay through us?"""
+
+import re
+import smtplib
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.interop.inbound_lab import (
+    CLIENT,
+    CLIENT6,
+    CLIENT_NAME,
+    EXIM_MX,
+    HAPROXY_PORT,
+    MX,
+    MX6,
+    UNLISTED_PORT,
+    InboundLab,
+    wait_for_delivery,
+)
+from tests.interop.messages import below_trace, message
+from tests.interop.processes import wait_for
+
+POSTFIX_BY_XCLIENT, POSTFIX_BY_PROXY, EXIM_BY_PROXY = (MX, 25), (MX, 2525), (EXIM_MX, 25)
+SECOND = "203.0.113.25:2627"
+
+
+def unverified() -> ssl.SSLContext:
+    """A client that takes any certificate, as mail hosts do that know neither DANE nor MTA-STS."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@contextmanager
+def client(server: tuple[str, int], *, tls: bool = True, source: str = CLIENT) -> Iterator[smtplib.SMTP]:
+    """An SMTP client with its EHLO said, inside TLS if so wished."""
+    with smtplib.SMTP(*server, local_hostname="said.clients.test", timeout=30, source_address=(source, 0)) as opened:
+        if tls:
+            assert opened.starttls(context=unverified())[0] == 220
+        assert opened.ehlo()[0] == 250
+        yield opened
+
+
+def recipient(server: tuple[str, int]) -> str:
+    return "user1@exim.in.test" if server[0] == EXIM_MX else "user1@in.test"
+
+
+@pytest.mark.parametrize("tls", [True, False])
+@pytest.mark.parametrize("server", [POSTFIX_BY_XCLIENT, POSTFIX_BY_PROXY, EXIM_BY_PROXY])
+def test_delivered_octet_for_octet_below_our_trace(inbound: InboundLab, server: tuple[str, int], tls: bool) -> None:
+    """INV-09, TRC-01..03: the message is as it was sent, below one line of ours that says how it came."""
+    marker = f"inbound-{server[0]}-{server[1]}-{tls}-end"
+    sent = message(marker)
+    with client(server, tls=tls) as opened:
+        assert not opened.sendmail("user@clients.test", [recipient(server)], sent, ["BODY=8BITMIME"])
+    received = wait_for_delivery(inbound, marker)
+    assert below_trace(received) == sent.replace(b"\r\n", b"\n")
+    head = re.sub(rb"\n[ \t]+", b" ", received[: received.index(b"Subject:")])
+    ours = [line for line in head.splitlines() if b" by mx.in.test " in line]
+    assert len(ours) == 1, head
+    assert f"[{CLIENT}]".encode() in ours[0]
+    assert b"from said.clients.test" in ours[0]
+    assert (b" with ESMTPS " in ours[0]) == tls
+    assert (b"TLSv1.3" in ours[0]) == tls
+
+
+@pytest.mark.parametrize("source", [CLIENT, CLIENT6])
+def test_postfix_logs_the_client_by_xclient(inbound: InboundLab, source: str) -> None:
+    """XCLIENT: address, verified name and HELO of the client, over IPv4 and IPv6."""
+    before = len(inbound.postfix.log)
+    with client((MX6 if ":" in source else MX, 25), source=source) as opened:
+        opened.sendmail("user@clients.test", ["user1@in.test"], message(f"who-{source}-end"))
+    line = f"client={CLIENT_NAME}[{source}]"
+    wait_for("Postfix's log line", lambda: line in inbound.postfix.log[before:])
+    helo = wait_for_delivery(inbound, f"who-{source}-end")
+    assert b"from said.clients.test" in helo.split(b"by inner.in.test")[0]
+
+
+def test_postfix_logs_the_client_by_proxy(inbound: InboundLab) -> None:
+    before = len(inbound.postfix.log)
+    with client(POSTFIX_BY_PROXY) as opened:
+        opened.sendmail("user@clients.test", ["user1@in.test"], message("who-proxy-end"))
+    wait_for("Postfix's log line", lambda: re.search(rf"client=\S+\[{CLIENT}\]", inbound.postfix.log[before:]))
+
+
+def test_exim_logs_the_client_by_proxy(inbound: InboundLab) -> None:
+    with client(EXIM_BY_PROXY) as opened:
+        opened.sendmail("user@clients.test", ["user1@exim.in.test"], message("who-exim-end"))
+    (line,) = wait_for("Exim's log line", lambda: re.findall(r".* <= user@clients\.test .*", inbound.exim_log)[-1:])
+    assert f"[{CLIENT}]" in line
+    assert "PRX=127.0.0.1" in line
+
+
+@pytest.mark.parametrize("server", [POSTFIX_BY_XCLIENT, POSTFIX_BY_PROXY, EXIM_BY_PROXY])
+def test_no_open_relay(inbound: InboundLab, server: tuple[str, int]) -> None:
+    """Each MTA trusts our address, and refuses the client what it would allow us; its own words come through."""
+    with client(server) as opened:
+        assert opened.mail("user@clients.test")[0] == 250
+        code, text = opened.rcpt("somebody@elsewhere.example")
+        assert code in (454, 550), text
+        assert b"Relay access denied" in text or b"relay not permitted" in text, text
+        assert opened.rcpt(recipient(server))[0] == 250
+
+
+def test_open_relay_is_found_at_start(inbound: InboundLab) -> None:
+    """`none` in front of an MTA that trusts us: nobody is served, and the operator is told why."""
+    listener = inbound.listener(
+        SECOND, upstream="127.0.0.1:2525", pass_client="none", upstream_has_no_trusted_networks=True
+    )
+    with inbound.second(listener) as other:
+        wait_for("the probe", lambda: "state=open_relay" in other.log)
+        assert greeting(2627).startswith(b"421 4.3.0 ")
+        assert other.get("/healthz/ready")[0] == 503
+
+
+def test_none_is_right_where_the_mta_trusts_nobody(inbound: InboundLab) -> None:
+    with inbound.postfix.settings(mynetworks="192.0.2.99/32"):
+        listener = inbound.listener(
+            SECOND, upstream="127.0.0.1:2525", pass_client="none", upstream_has_no_trusted_networks=True
+        )
+        with inbound.second(listener) as other, client((MX, 2627)) as opened:
+            wait_for("readiness", other.is_ready)
+            opened.mail("user@clients.test")
+            assert opened.rcpt("somebody@elsewhere.example")[0] == 454
+            assert opened.rcpt("user1@in.test")[0] == 250
+
+
+def test_xclient_that_postfix_does_not_offer_us(inbound: InboundLab) -> None:
+    """Fail-closed: without XCLIENT nothing is relayed, and the log says what to set."""
+    listener = inbound.listener(SECOND, upstream=f"127.0.0.1:{UNLISTED_PORT}", pass_client="xclient")
+    with inbound.second(listener) as other:
+        wait_for("the verdict", lambda: "smtpd_authorized_xclient_hosts" in other.log)
+        assert greeting(2627).startswith(b"421 4.3.0 ")
+
+
+def test_xclient_refused_after_the_profile_was_learnt(inbound: InboundLab) -> None:
+    """Postfix loses the setting while we run: the session that hears it is refused, nothing goes through as us."""
+    with client(POSTFIX_BY_XCLIENT) as opened:
+        assert opened.mail("user@clients.test")[0] == 250
+    with (
+        inbound.postfix.settings(smtpd_authorized_xclient_hosts=""),
+        pytest.raises(smtplib.SMTPException) as caught,
+        client(POSTFIX_BY_XCLIENT) as opened,
+    ):
+        opened.sendmail("user@clients.test", ["somebody@elsewhere.example"], message("never"))
+    assert "421" in str(caught.value) or "4.3.0" in str(caught.value), caught.value
+
+    def works_again() -> bool:
+        try:
+            with client(POSTFIX_BY_XCLIENT) as opened:
+                return opened.mail("user@clients.test")[0] == 250
+        except smtplib.SMTPException:
+            return False
+
+    wait_for("recovery without a restart", works_again, 30)
+
+
+def test_wrong_way_round_proxy_header(inbound: InboundLab) -> None:
+    """XCLIENT chosen for a smtpd that waits for a PROXY header: 421, and never a hanging client."""
+    listener = inbound.listener(SECOND, upstream=f"127.0.0.1:{HAPROXY_PORT}", pass_client="xclient")
+    with inbound.second(listener):
+        assert greeting(2627).startswith(b"421 4.3.")
+
+
+def test_protected_domain_in_clear(inbound: InboundLab) -> None:
+    """`[[inbound_policy]]` in front of real Postfix: 530 in clear, delivered inside TLS."""
+    with client(POSTFIX_BY_XCLIENT, tls=False) as opened:
+        opened.mail("user@clients.test")
+        code, text = opened.rcpt("user1@secret.in.test")
+        assert code == 530, text
+        assert b"5.7.0 [inbound/tls-required]" in text
+        assert opened.rcpt("user1@in.test")[0] == 250
+    with client(POSTFIX_BY_XCLIENT) as opened:
+        opened.sendmail("user@clients.test", ["user1@secret.in.test"], message("secret-end"))
+    wait_for_delivery(inbound, "secret-end")
+
+
+def test_postfix_down_and_back(inbound: InboundLab) -> None:
+    """AF-38: 4xx while the MTA is away, mail again when it is back, and no restart of ours."""
+    run_postfix = inbound.postfix
+    run_postfix.stop()
+    try:
+        wait_for("the refusal", lambda: not accepted(), 30)
+    finally:
+        run_postfix.restart()
+    wait_for("recovery", accepted, 60)
+
+
+def accepted() -> bool:
+    """Does a client get as far as a recipient?"""
+    try:
+        with client(POSTFIX_BY_XCLIENT) as opened:
+            opened.mail("user@clients.test")
+            return opened.rcpt("user1@in.test")[0] == 250
+    except (smtplib.SMTPException, AssertionError, OSError):
+        return False
+
+
+def greeting(port: int) -> bytes:
+    """The first line that a client hears."""
+    with socket.create_connection((MX, port), 30, (CLIENT, 0)) as sock:
+        return sock.makefile("rb").readline()
