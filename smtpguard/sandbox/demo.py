@@ -3,6 +3,7 @@
 The miniature Internet runs here; `python -m smtpguard run` is a subprocess whose configuration differs from a
 production one only in addresses.  Each case is sent three times: by the opportunistic sender, and through
 smtpguard by SMTP and by LMTP.  The result is what was measured at the receiving side, not what anyone claims.
+The inbound half is inbound.py.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from textwrap import shorten
 
 import trio
 
+from smtpguard.sandbox import inbound
 from smtpguard.sandbox.client import Client
 from smtpguard.sandbox.conversation import Lost, listen, open_conversation, port_of
 from smtpguard.sandbox.internet import (
@@ -123,6 +125,7 @@ class Ports:
     smtp: int
     lmtp: int
     admin: int
+    inbound: int
 
 
 def configuration(internet: Internet, ports: Ports, state_dir: Path) -> str:
@@ -194,12 +197,12 @@ class Rounds:
     whole: int = 0
     wrong: int = 0
 
-    def take(self, rows: Sequence[Row]) -> list[Row]:
-        """Count one round; the rows that were not as expected."""
-        wrong = [row for row in rows if not row.is_as_expected]
+    def take(self, rows: Sequence[Row | inbound.InboundRow]) -> bool:
+        """Count one round; was every row as expected?"""
+        good = all(row.is_as_expected for row in rows)
         self.whole += 1
-        self.wrong += bool(wrong)
-        return wrong
+        self.wrong += not good
+        return good
 
     @property
     def exit_code(self) -> int:
@@ -215,33 +218,45 @@ async def run(rounds: Rounds, write: Callable[[str], object] = print, *, serves:
     with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name:
         directory = Path(name)
         async with open_internet(directory, [case.site for case in CASES]) as internet:
-            ports = Ports(*[await _free_port() for _ in range(3)])
+            ports = Ports(*[await _free_port() for _ in range(4)])
+            inside = await inbound.Inside.start(internet.nursery, internet.certificates, ports.inbound)
             state_dir = directory / "state"
             state_dir.mkdir()
             config = directory / "smtpguard.toml"
-            config.write_text(configuration(internet, ports, state_dir), "utf-8")
+            config.write_text(configuration(internet, ports, state_dir) + inside.configuration(), "utf-8")
             try:
                 async with _smtpguard(config, directory / "log", ports.admin):
-                    rows = [await try_case(internet, ports, case) for case in CASES]
-                    rounds.take(rows)
-                    write(table(rows))
+                    rows, inbound_rows = await _round(internet, ports, inside)
+                    rounds.take([*rows, *inbound_rows])
+                    write(f"{table(rows)}\n\n{inbound.table(inbound_rows)}")
                     if serves:
                         write(
                             f"\nserving until interrupted, a round of mail every {PAUSE_SECONDS:g} s:\n"
                             f"  SMTP 127.0.0.1:{ports.smtp}, LMTP 127.0.0.1:{ports.lmtp}\n"
+                            f"  inbound 127.0.0.1:{ports.inbound}\n"
                             f"  metrics http://127.0.0.1:{ports.admin}/metrics\n"
                             f"  log {directory / 'log'}\n"
                             f"  smtpguard explain DOMAIN --config {config}"
                         )
                     while serves:
                         await trio.sleep(PAUSE_SECONDS)
-                        rows = [await try_case(internet, ports, case) for case in CASES]
-                        if wrong := rounds.take(rows):
-                            write(f"\nround {rounds.whole}:\n{table(wrong)}")
+                        rows, inbound_rows = await _round(internet, ports, inside)
+                        if not rounds.take([*rows, *inbound_rows]):
+                            wrong = [row for row in rows if not row.is_as_expected]
+                            wrong_inbound = [row for row in inbound_rows if not row.is_as_expected]
+                            parts = [table(wrong)] * bool(wrong) + [inbound.table(wrong_inbound)] * bool(wrong_inbound)
+                            write("\n".join([f"\nround {rounds.whole}:", *parts]))
             except NotReady as error:
                 write(str(error))
                 return 1
     return rounds.exit_code
+
+
+async def _round(
+    internet: Internet, ports: Ports, inside: inbound.Inside
+) -> tuple[list[Row], list[inbound.InboundRow]]:
+    """Every case once, both ways."""
+    return [await try_case(internet, ports, case) for case in CASES], await inside.try_all()
 
 
 async def try_case(internet: Internet, ports: Ports, case: Case) -> Row:

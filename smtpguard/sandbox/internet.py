@@ -132,7 +132,7 @@ class Internet:
     """Made by `start` or `open_internet`; tests may change `names`, `hosts`, `policy_hosts`, `forged_mx`."""
 
     def __init__(self, nursery: trio.Nursery, directory: Path, ttl_seconds: int) -> None:
-        self._nursery = nursery
+        self.nursery = nursery
         self._ttl = ttl_seconds
         self.certificates = CertificateMaker(directory)
         self._root = self.certificates.root("Sandbox Public Root")
@@ -168,7 +168,7 @@ class Internet:
         mx_name = f"mx.{site.domain}"
         honest = self._honest_credential(site.publishes, mx_name)
         host = Host(site, Mx(mx_name, honest), honest, f"127.10.{number}.1", f"127.10.{number}.2")
-        await host.mx.start(self._nursery, host.address, self.mx_port)
+        await host.mx.start(self.nursery, host.address, self.mx_port)
         self.hosts[site.domain] = host
         self._publish(host)
         await self.attack(site.domain, site.attack)
@@ -180,7 +180,7 @@ class Internet:
         honest = self._honest_credential(host.site.publishes, name)
         mx = Mx(name, honest)
         network = host.address.rpartition(".")[0]
-        await mx.start(self._nursery, f"{network}.{len(host.further) + 11}", self.mx_port)
+        await mx.start(self.nursery, f"{network}.{len(host.further) + 11}", self.mx_port)
         host.further.append(FurtherMx(preference, mx, honest))
         self._publish(host)
         return mx
@@ -237,7 +237,7 @@ class Internet:
             await host.attacker.stop()
             await host.mx.stop()
             host.attacker = None
-            await host.mx.start(self._nursery, host.address, self.mx_port)
+            await host.mx.start(self.nursery, host.address, self.mx_port)
         host.mx.credential = host.honest
         self.names.judge_as(host.domain, "MX", None)
         self.names.judge_as(self.tlsa_name(host.mx_name), "TLSA", None)
@@ -245,10 +245,10 @@ class Internet:
 
     async def _intercept(self, host: Host, trick: Trick) -> None:
         await host.mx.stop()
-        await host.mx.start(self._nursery, host.behind, self.mx_port)
+        await host.mx.start(self.nursery, host.behind, self.mx_port)
         swapped = self.certificates.leaf(None, [host.mx_name])
         host.attacker = Attacker(trick, (host.behind, self.mx_port), swapped)
-        await host.attacker.start(self._nursery, host.address, self.mx_port)
+        await host.attacker.start(self.nursery, host.address, self.mx_port)
 
     def _publish(self, host: Host) -> None:
         domain, publishes, ttl = host.domain, host.site.publishes, self._ttl
@@ -305,9 +305,9 @@ class Internet:
         )
 
     async def _start(self, sites: Sequence[Site], resolver: str) -> None:
-        await self.name_server.start(self._nursery, resolver)
-        await self.policy_hosts.start(self._nursery, POLICY_HOST)
-        await self.forged_mx.start(self._nursery, FORGED_MX)
+        await self.name_server.start(self.nursery, resolver)
+        await self.policy_hosts.start(self.nursery, POLICY_HOST)
+        await self.forged_mx.start(self.nursery, FORGED_MX)
         self.mx_port = self.forged_mx.port
         self.names.zone(FORGED_NAME.partition(".")[2], Security.INSECURE)
         self.names.put(FORGED_NAME, "A", FORGED_MX, ttl=self._ttl)

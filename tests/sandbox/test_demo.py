@@ -14,6 +14,7 @@ import trio
 
 from smtpguard.sandbox import demo
 from smtpguard.sandbox.demo import Case, Result, Rounds, Row
+from smtpguard.sandbox.inbound import Attempt, InboundRow, Inside, Outcome
 from smtpguard.sandbox.internet import Attack, Publication, Site
 
 DEMO = [sys.executable, "-m", "smtpguard", "demo"]
@@ -23,6 +24,8 @@ def test_every_row_is_as_expected() -> None:
     done = subprocess.run(DEMO, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "22 of 22 rows as expected" in done.stdout
+    assert "6 of 6 inbound rows as expected" in done.stdout
+    assert done.stdout.count("forged mail taken") == 2  # the careless server itself was fooled
     assert "[dane/no-match]" in done.stdout
     assert not done.stderr
 
@@ -46,37 +49,51 @@ def row(*, good: bool) -> Row:
     return Row(case, ours, ours, ours)
 
 
+def inbound_row(*, good: bool) -> InboundRow:
+    ours = Outcome("refused" if good else "forged mail taken", "550 5.5.2 [message/bare-newline] x")
+    return InboundRow(Attempt.SMUGGLING, ours, ours)
+
+
 def test_a_wrong_round_is_not_forgotten() -> None:
     """Whatever follows it, the end says so and the exit code is 1."""
     rounds = Rounds()
     assert rounds.exit_code == 1  # nothing was shown yet
-    assert rounds.take([row(good=True)]) == []
+    assert rounds.take([row(good=True)])
     assert rounds.exit_code == 0
-    assert rounds.take([row(good=True), row(good=False)]) == [row(good=False)]
-    assert rounds.take([row(good=True)]) == []
+    assert not rounds.take([row(good=True), inbound_row(good=False)])
+    assert rounds.take([row(good=True), inbound_row(good=True)])
     assert (str(rounds), rounds.exit_code) == ("2 of 3 rounds as expected", 1)
 
 
 async def test_later_rounds_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--serve` tells a row that went wrong in a later round, and that row alone."""
-    tries = iter([True, True, False])
+    tries, inbound_tries = iter([True, True, False, True]), iter([True, True, True, False])
 
     async def try_case(*_: object) -> Row:
         await trio.lowlevel.checkpoint()
         return row(good=next(tries))
 
+    async def try_all(_: object) -> list[InboundRow]:
+        await trio.lowlevel.checkpoint()
+        return [inbound_row(good=next(inbound_tries))]
+
     monkeypatch.setattr(demo, "try_case", try_case)
+    monkeypatch.setattr(Inside, "try_all", try_all)
     monkeypatch.setattr(demo, "CASES", demo.CASES[:1])
     monkeypatch.setattr(demo, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(demo, "_smtpguard", nobody)
     rounds, written = Rounds(), []
     with pytest.RaisesGroup(RuntimeError, allow_unwrapped=True, flatten_subgroups=True):  # the tries are used up
         await demo.run(rounds, written.append, serves=True)
-    assert (rounds.whole, rounds.wrong) == (3, 1)
-    (table, _, later) = written
+    assert (rounds.whole, rounds.wrong) == (4, 2)
+    (table, _, third, fourth) = written
     assert "1 of 1 rows as expected" in table
-    assert later.startswith("\nround 3:\n")
-    assert "0 of 1 rows as expected" in later
+    assert "1 of 1 inbound rows as expected" in table
+    assert third.startswith("\nround 3:\n")
+    assert "0 of 1 rows as expected" in third
+    assert "inbound" not in third
+    assert fourth.startswith("\nround 4:\n")
+    assert "0 of 1 inbound rows as expected" in fourth
 
 
 @asynccontextmanager
