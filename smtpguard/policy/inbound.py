@@ -173,6 +173,7 @@ class InboundRules:
     exempt: frozenset[Mailbox] = frozenset()
     _table: dict[Scope, tuple[InboundRule, ...]] = field(init=False, repr=False, compare=False)
     _networks: tuple[ClientNetwork, ...] = field(init=False, repr=False, compare=False)
+    _kinds: frozenset[type[Scope]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if twice := duplicates(self.rules):
@@ -181,17 +182,20 @@ class InboundRules:
         scopes = tuple(dict.fromkeys(rule.scope for rule in rules))
         table = {scope: tuple(rule for rule in rules if rule.scope == scope) for scope in scopes}
         object.__setattr__(self, "_table", table)
+        object.__setattr__(self, "_kinds", frozenset(map(type, scopes)))
         object.__setattr__(self, "_networks", tuple(scope for scope in scopes if isinstance(scope, ClientNetwork)))
 
     def find(
         self, address: IpAddress | None, sender: ReversePath, recipient: ForwardPath, today: date
     ) -> tuple[InboundRule, ...]:
         """Every live rule that speaks about this recipient of this mail, none for an exempt recipient."""
-        if self.is_exempt(recipient):
+        if not self._table or self.is_exempt(recipient):
             return ()
         scopes: list[Scope] = [WholeListener(), *self._networks_of(address)]
-        scopes += map(RecipientDomain, patterns(recipient.domain))
-        scopes += map(SenderDomain, patterns(sender.domain))
+        if RecipientDomain in self._kinds:
+            scopes += map(RecipientDomain, patterns(recipient.domain))
+        if SenderDomain in self._kinds:
+            scopes += map(SenderDomain, patterns(sender.domain))
         return tuple(rule for scope in scopes for rule in self._table.get(scope, ()) if rule.is_live(today))
 
     def is_exempt(self, recipient: ForwardPath) -> bool:

@@ -4,7 +4,7 @@ RFC 5321 §4.1.4, RFC 2033 §4, RFC 2920 §3.2(3), RFC 3207 §4, RFC 4954 §4.
 A refusal changes nothing (SMTP-06).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Lhlo, Mail, Rcpt, Rset, StartTls
 from smtpguard.smtp.extensions import Offer, check_mail_params, check_rcpt_params
@@ -23,7 +23,7 @@ class Progress:
 
     def without_transaction(self) -> "Progress":
         """The same session with no MAIL standing."""
-        return replace(self, in_transaction=False, smtputf8=False, recipients=0)
+        return Progress(self.greeted, self.extended)
 
     def after(self, command: Command) -> "Progress":
         """Where it stands once `command` was accepted."""
@@ -33,9 +33,9 @@ class Progress:
             case Helo():
                 return Progress(greeted=True)
             case Mail():
-                return replace(self, in_transaction=True, smtputf8=command.needs_smtputf8, recipients=0)
+                return Progress(self.greeted, self.extended, in_transaction=True, smtputf8=command.needs_smtputf8)
             case Rcpt():
-                return replace(self, recipients=self.recipients + 1)
+                return Progress(self.greeted, self.extended, self.in_transaction, self.smtputf8, self.recipients + 1)
             case Rset():
                 return self.without_transaction()
         return self

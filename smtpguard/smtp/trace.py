@@ -6,6 +6,7 @@ client claims about itself is made harmless first: it can add neither a clause n
 
 import re
 from datetime import datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from types import MappingProxyType
 
@@ -173,6 +174,7 @@ def _word(text: str) -> str:
     return _NOT_ATOM.sub("?", text[:64])
 
 
+@lru_cache(1024)
 def _literal(address: str) -> str:
     """The address literal of RFC 5321 §4.1.3, or '' where `address` is none (a unix socket)."""
     try:
@@ -215,5 +217,5 @@ def _date(date: datetime) -> str:
     hours, minutes = divmod(abs(minutes), 60)
     return (
         f"{_DAYS[date.weekday()]}, {date.day} {_MONTHS[date.month - 1]} {date.year:04d}"
-        f" {date:%H:%M:%S} {sign}{hours:02d}{minutes:02d}"
+        f" {date.hour:02d}:{date.minute:02d}:{date.second:02d} {sign}{hours:02d}{minutes:02d}"
     )

@@ -26,11 +26,14 @@ LogFormat = Literal["logfmt", "json"]
 _RANK = MappingProxyType({"debug": 0, "info": 1, "warning": 2, "error": 3})
 _RESERVED = frozenset(("ts", "level", "event"))
 _MAX_VALUE = 2000
-_LINES_A_WRITE = 256
+_LINES_A_WRITE = 4096
+_COLLECTED_SECONDS = 0.1
 
 # Written without quotes: what no logfmt parser takes for a delimiter or an escape.
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 _ESCAPED = re.compile(r"[^ !#-\[\]-~]")
+
+_KEYS: dict[type[Event], tuple[tuple[str, str, object], ...]] = {}
 
 Value = str | int | float | bool | tuple[str, ...] | None
 
@@ -61,6 +64,7 @@ class LogSink:
         self._dropped = 0
         self._reported = 0  # drops the log has told of; only the writer's
         self._closed = False
+        self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write, name="log", daemon=True)
         self._writer.start()
 
@@ -91,6 +95,7 @@ class LogSink:
         if not self._closed:
             self._closed = True
             self._queue.put(None)
+            self._closing.set()
         self._writer.join(deadline_seconds)
         if not self._writer.is_alive():
             return True
@@ -103,10 +108,12 @@ class LogSink:
             self._dropped += lines
 
     def _write(self) -> None:
-        """The writer thread: batches, one write and flush each."""
+        """The writer thread: batches of what came in a tenth of a second, one write and flush each."""
         last = False
         while not last:
             batch = [self._queue.get()]
+            # One wake-up of this thread for many lines: each takes the interpreter from the sessions.
+            self._closing.wait(_COLLECTED_SECONDS)
             try:
                 while len(batch) < _LINES_A_WRITE:
                     batch.append(self._queue.get_nowait())
@@ -166,12 +173,22 @@ def _timestamp(at: datetime) -> str:
 
 def _fields(event: Event) -> Iterator[tuple[str, Value]]:
     """The fields that say something: not empty, and not a zero or False that is only the default."""
-    for field in dataclasses.fields(event):
-        value: Value = getattr(event, field.name)
-        if value is None or value == "" or value == () or (not value and value == field.default):
+    for key, name, default in _keys(type(event)):
+        value: Value = getattr(event, name)
+        if value is None or value == "" or value == () or (not value and value == default):
             continue
+        yield key, value
+
+
+def _keys(kind: type[Event]) -> tuple[tuple[str, str, object], ...]:
+    """Key, attribute and default of each field; worked out once a class."""
+    if (keys := _KEYS.get(kind)) is None:
         # A field may be called like a key of every line (`sts` events have an `event`).
-        yield (f"{event.name}_{field.name}" if field.name in _RESERVED else field.name), value
+        keys = _KEYS[kind] = tuple(
+            (f"{kind.name}_{field.name}" if field.name in _RESERVED else field.name, field.name, field.default)
+            for field in dataclasses.fields(kind)
+        )
+    return keys
 
 
 def _logfmt_value(value: Value) -> str:
