@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check format lint types imports unit interop slow bench coverage lock clean
+.PHONY: demo test check format lint types imports unit interop deploy-check slow bench coverage lock clean
 
 ## demo: the sandbox internet, the attacks, and what smtpguard does about them
 demo: $(STAMP)
@@ -37,6 +37,11 @@ interop: $(STAMP)
 	bash tests/interop/install.sh
 	$(BIN)/python -m pytest tests/interop -o addopts="--strict-markers -ra -p no:cacheprovider"
 
+## deploy-check: the image built and run, units, manifests and man pages checked (installs packages; needs root on Debian)
+deploy-check: $(STAMP)
+	bash tests/deploy/install.sh
+	$(BIN)/python -m pytest tests/deploy -o addopts="--strict-markers -ra -p no:cacheprovider"
+
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)
 	$(BIN)/python -m pytest tests/slow -o addopts="--strict-markers -ra -p no:cacheprovider"
@@ -50,9 +55,10 @@ coverage: $(STAMP)
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report --skip-covered --show-missing
 
-## lock: pin what development and CI install
+## lock: pin what development and CI install, and with hashes what the image is made of
 lock: $(STAMP)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==\|^setuptools==\|^smtpguard' > requirements-dev.lock
+	PYTHON=$(PYTHON) bash tools/lock.sh
 
 $(STAMP): pyproject.toml requirements-dev.lock
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

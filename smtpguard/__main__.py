@@ -1,6 +1,7 @@
 """`python -m smtpguard`, and what the `smtpguard` command starts."""
 
 import signal
+import sys
 
 
 def main() -> None:
@@ -9,6 +10,10 @@ def main() -> None:
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored: nohup
     if interruptible:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.argv[1:2] == ["health"]:  # asked every few seconds, so it does without what the other commands load
+        from smtpguard.health import health
+
+        health(sys.argv[2:], prog_name="smtpguard health")
     from smtpguard.cli import main as command_line
 
     if interruptible:

@@ -123,10 +123,11 @@ class Application:
                 bound = [(service, _open(closing, service.listener.binds, inherited)) for service in everything]
                 admin = _open(closing, [self.settings.admin] if self.settings.admin else [], inherited)
                 _only_local(admin)
+                metrics = _open(closing, [self.settings.metrics] if self.settings.metrics else [], inherited)
             except ListenFailed as failed:
                 raise StartFailed(str(failed)) from failed
             self._engine.listens_on(
-                _endpoint(sock) for socks in (admin, *(socks for _, socks in bound)) for sock in socks
+                _endpoint(sock) for socks in (admin, metrics, *(socks for _, socks in bound)) for sock in socks
             )
             self.emit(Lifecycle(stage="started", detail=f"smtpguard {__version__}"))
             closing.callback(self.emit, Lifecycle(stage="stopped"))
@@ -141,7 +142,7 @@ class Application:
                     with trio.move_on_after(_MTA_SECONDS):
                         for inbound in self._inbounds:
                             await inbound.watch.attempted.wait()
-                    await self._serve(bound, admin, signals)
+                    await self._serve(bound, admin, metrics, signals)
                     services.cancel_scope.cancel()
 
     def _close_sinks(self) -> None:
@@ -160,6 +161,7 @@ class Application:
         self,
         bound: list[tuple[Intake | Inbound, list[socket.socket]]],
         admin: list[socket.socket],
+        metrics: list[socket.socket],
         signals: object,
     ) -> None:
         async with trio.open_nursery() as sessions:
@@ -167,7 +169,9 @@ class Application:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._signals, signals, accepting, sessions)
                     for sock in admin:
-                        self._start_admin(nursery, sock)
+                        self._start_admin(nursery, sock, "admin")
+                    for sock in metrics:
+                        self._start_admin(nursery, sock, "metrics")
                     for service, socks in bound:
                         slots = trio.Semaphore(service.listener.max_connections)
                         for sock in socks:
@@ -205,17 +209,17 @@ class Application:
             )
         )
 
-    def _start_admin(self, nursery: trio.Nursery, sock: socket.socket) -> None:
+    def _start_admin(self, nursery: trio.Nursery, sock: socket.socket, name: str) -> None:
         assert self._history is not None
-        server = AdminServer(self._metrics, self._history, self._engine.sts, self.status, self.emit)
-        self.emit(
-            ListenerBound(
-                listener="admin",
-                address=str(_endpoint(sock)),
-                role="admin",
-                protocol="http",
-            )
+        server = AdminServer(
+            self._metrics,
+            self._history,
+            self._engine.sts,
+            self.status,
+            self.emit,
+            metrics_only=name == "metrics",
         )
+        self.emit(ListenerBound(listener=name, address=str(_endpoint(sock)), role="admin", protocol="http"))
         # Trio takes plain sockets only, and closes them; ours is closed where it was opened.
         own = trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(sock.fileno())))
         nursery.start_soon(server.serve, trio.SocketListener(own))
@@ -354,7 +358,7 @@ def _needs_restart(running: Settings, new: Settings) -> list[str]:
         ("max_sessions of [[listener]]", same_sessions),
         ("[dns]", running.resolver == new.resolver and running.canary == new.canary),
         ("[mtasts]", running.sts == new.sts and running.sts_port == new.sts_port),
-        ("[admin]", running.admin == new.admin),
+        ("[admin]", running.admin == new.admin and running.metrics == new.metrics),
         ("[log]", running.log == new.log),
         ("state_dir", running.state_dir == new.state_dir),
     )

@@ -1,4 +1,4 @@
-"""What may an operator type?  `smtpguard run | check-config | probe | explain | sts | demo`.
+"""What may an operator type?  `smtpguard run | check-config | health | probe | explain | sts | demo`.
 
 Exit codes: 0 well, 1 it failed or a domain would be refused, 2 the configuration or the command line is wrong.
 """
@@ -21,10 +21,11 @@ from smtpguard.admin.explain import explained
 from smtpguard.app import StartFailed
 from smtpguard.app import run as run_app
 from smtpguard.clock import SYSTEM_CLOCK
-from smtpguard.config.build import DEFAULT_PATH, Settings, load
+from smtpguard.config.build import Settings, load
 from smtpguard.config.startup import host_name_problem, state_directory_problem
 from smtpguard.engine import Engine, load_roots
 from smtpguard.events import discard
+from smtpguard.health import config_option, health
 from smtpguard.mtasts.store import Store
 from smtpguard.names import Domain, IpAddress, NameInvalid, parse_mail_domain
 from smtpguard.outbound.probe import DomainReport, HostReport, probe
@@ -32,21 +33,14 @@ from smtpguard.outbound.probe import DomainReport, HostReport, probe
 _CANARY_SECONDS = 15.0
 _PROBES_AT_ONCE = 8
 
-config_option = click.option(
-    "--config",
-    "-c",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="SMTPGUARD_CONFIG",
-    default=DEFAULT_PATH,
-    show_default=True,
-    help="The configuration file.",
-)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="smtpguard")
 def main() -> None:
     """A proxy in front of your MTA: no mail leaves with less TLS than the other side asked for."""
+
+
+main.add_command(health)
 
 
 @main.command()

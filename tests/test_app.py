@@ -378,3 +378,13 @@ async def test_the_log_ends_with_stopped(config: Path) -> None:
                 await trio.sleep(0.005)
         os.kill(os.getpid(), signal.SIGTERM)
     assert stream.getvalue().rstrip().endswith(b"event=lifecycle stage=stopped")
+
+
+async def test_the_metrics_address_serves_metrics_alone(config: Path) -> None:
+    """Beside the admin address, and named in the log."""
+    config.write_text(config.read_text() + 'metrics_bind = "127.0.0.1:0"\n')
+    async with running(config) as (_, watch):
+        for target, status in ((b"/metrics", b"200"), (b"/healthz/ready", b"200"), (b"/api/decisions", b"404")):
+            async with await trio.open_tcp_stream("127.0.0.1", watch.port("metrics")) as stream:
+                await stream.send_all(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert (await stream.receive_some(65536)).split()[1] == status

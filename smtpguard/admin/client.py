@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from smtpguard.net.listen import Bind
 from smtpguard.reasons import printable
 
-_SECONDS = 90.0
+_SECONDS: Final = 90.0
 
 
 class AdminUnreachable(Exception):
@@ -27,30 +28,42 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(admin: Bind, method: str, path: str, **query: str) -> object:
-    """The decoded JSON of one answer.  Raises AdminUnreachable."""
-    if query:
-        path += "?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
+def fetch(admin: Bind, path: str, method: str = "GET", *, seconds: float = _SECONDS) -> tuple[int, str]:
+    """Status and text of one answer.  Raises AdminUnreachable."""
     connection: http.client.HTTPConnection
     if admin.is_unix:
-        connection = _UnixConnection(admin.path, _SECONDS)
+        connection = _UnixConnection(admin.path, seconds)
     else:
-        connection = http.client.HTTPConnection(str(admin.address), admin.port, timeout=_SECONDS)
+        connection = http.client.HTTPConnection(_host(admin), admin.port, timeout=seconds)
     try:
         connection.request(method, path)
         response = connection.getresponse()
-        body = response.read()
+        return response.status, response.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
         raise AdminUnreachable(
             f"no answer from {admin}: {printable(str(error))}; is smtpguard running, and with this configuration file?"
         ) from error
     finally:
         connection.close()
+
+
+def _host(admin: Bind) -> str:
+    """The address to connect to: this host, where the process listens on every address."""
+    if admin.address is not None and admin.address.is_unspecified:
+        return "127.0.0.1" if admin.address.version == 4 else "::1"
+    return str(admin.address)
+
+
+def ask(admin: Bind, method: str, path: str, **query: str) -> object:
+    """The decoded JSON of one answer.  Raises AdminUnreachable."""
+    if query:
+        path += "?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
+    status, body = fetch(admin, path, method)
     try:
         answer: object = msgspec.json.decode(body)
     except msgspec.DecodeError as error:
         raise AdminUnreachable(f"{admin} does not answer like smtpguard") from error
-    if response.status >= 400:
+    if status >= 400:
         text = answer.get("error", "") if isinstance(answer, dict) else ""
-        raise AdminUnreachable(f"{admin} answered {response.status}: {printable(str(text))}")
+        raise AdminUnreachable(f"{admin} answered {status}: {printable(str(text))}")
     return answer

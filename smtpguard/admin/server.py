@@ -1,7 +1,8 @@
 """What does the admin address answer?  Metrics, health, decisions, status, and the MTA-STS cache.
 
 One request a connection is all it needs to serve well: h11 over plain Trio streams, small bodies, every wait bounded.
-The address is loopback or a unix socket; answers hold no message content.
+The address is loopback or a unix socket; answers hold no message content.  What other hosts may reach (`metrics_bind`)
+answers metrics and health alone: no names of correspondents, nothing that acts.
 """
 
 from collections.abc import Callable
@@ -30,6 +31,7 @@ _LINGER_OCTETS = 256 * 1024
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 _SERVER = b"smtpguard"
+_PUBLIC = frozenset({"/metrics", "/healthz/live", "/healthz/ready"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,12 @@ class AdminServer:
         sts: StsCache | None,
         status: Callable[[], Status],
         emit: Emit,
+        *,
+        metrics_only: bool = False,
     ) -> None:
+        """`metrics_only`: other hosts may ask, and hear of metrics and health alone."""
         self._emit = emit
+        self._metrics_only = metrics_only
         self._connections = 0
         self._metrics = metrics
         self._history = history
@@ -147,6 +153,8 @@ class AdminServer:
             path, query = unquote(parts.path), parse_qs(parts.query)
         except ValueError:
             return _problem(400, "this is no path")
+        if self._metrics_only and path not in _PUBLIC:
+            return _problem(404, "only /metrics, /healthz/live and /healthz/ready are served on this address")
         if path.startswith("/api/sts"):
             return await self._sts_answer(method, path.removeprefix("/api/sts").strip("/"))
         if method not in ("GET", "HEAD"):

@@ -5,11 +5,11 @@ they are put together, and what no part can see alone is looked at.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smtpguard.config import listeners
+from smtpguard.config import environment, listeners
 from smtpguard.config.findings import ConfigError, Findings, quoted
 from smtpguard.config.inbound import foreign_keys, inbound_listener, inbound_rules
 from smtpguard.config.listeners import Bound, listener_place
@@ -27,7 +27,6 @@ from smtpguard.outbound.settings import Outbound, OutboundListener
 from smtpguard.policy.rules import RuleSet
 from smtpguard.telemetry.log import LogSettings
 
-DEFAULT_PATH = Path("/etc/smtpguard/smtpguard.toml")
 DEFAULT_STATE_DIR = Path("/var/lib/smtpguard")
 
 
@@ -52,28 +51,33 @@ class Settings:
     admin: Bind | None
     admin_address: Bind | None
     """Where the commands find the running process: `admin`, or what the file says where systemd binds it."""
+    metrics: Bind | None
+    """Where metrics and health alone are served, to whoever reaches it."""
     log: LogSettings
 
 
-def load(path: Path) -> Settings | list[ConfigError]:
-    """The settings of the file at `path`, or everything that is wrong with it."""
-    file, errors = read(path)
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings | list[ConfigError]:
+    """The settings of the file at `path` with what `environ` changes, or everything that is wrong with them."""
+    variables, unknown = environment.overrides(environ)
+    file, errors = read(path, variables)
     if file is None:
-        return errors
+        return [*unknown, *errors]
     found = Findings(path, errors)
-    settings = _settings(found, path, file)
-    return found.errors or settings
+    settings = _settings(found, path, file, environ)
+    return [*unknown, *environment.named(variables, found.errors)] or settings
 
 
-def _settings(found: Findings, path: Path, file: File) -> Settings:
+def _settings(found: Findings, path: Path, file: File, environ: Mapping[str, str]) -> Settings:
     """With errors in `found` the result holds stand-ins and is thrown away."""
     hostname = found.name("", "hostname", file.hostname)
     outbound_listeners, inbound_listeners = _listeners(found, file, hostname)
     both: list[tuple[str, OutboundListener | InboundListener]] = [*outbound_listeners, *inbound_listeners]
-    admin, admin_address = _admin(found, file.admin)
+    admin, admin_address, metrics = _admin(found, file.admin)
     bound = [Bound(bind, place) for place, one in both for bind in one.binds]
     if admin is not None:
         bound.append(Bound(admin, "[admin]"))
+    if metrics is not None:
+        bound.append(Bound(metrics, "[admin] metrics_bind"))
     listeners.binds_clash(found, bound)
     listeners.names_clash(found, [(place, one.name) for place, one in both])
     ca_file = Path(file.tls.ca_file) if file.tls.ca_file else None
@@ -83,7 +87,7 @@ def _settings(found: Findings, path: Path, file: File) -> Settings:
     return Settings(
         path=path,
         hostname=hostname,
-        state_dir=Path(file.state_dir or os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE_DIR),
+        state_dir=Path(file.state_dir or environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE_DIR),
         drain_seconds=file.drain_seconds,
         listeners=tuple(one for _, one in outbound_listeners),
         inbound=tuple(one for _, one in inbound_listeners),
@@ -103,6 +107,7 @@ def _settings(found: Findings, path: Path, file: File) -> Settings:
         anchors=tuple({path: None for path in _anchors(rules, inbound_listeners) if path is not None}),
         admin=admin,
         admin_address=admin_address,
+        metrics=metrics,
         log=LogSettings(format=file.log.format, level=file.log.level),
     )
 
@@ -133,19 +138,24 @@ def _anchors(rules: RuleSet, inbound_ones: list[tuple[str, InboundListener]]) ->
     yield from (rule.demand.ca_file for _, one in inbound_ones for rule in one.rules.rules)
 
 
-def _admin(found: Findings, table: AdminTable) -> tuple[Bind | None, Bind | None]:
-    """Where the admin address is bound, and where the commands find it."""
+def _admin(found: Findings, table: AdminTable) -> tuple[Bind | None, Bind | None, Bind | None]:
+    """Where the admin address is bound, where the commands find it, and where metrics and health alone are served."""
+    metrics = found.parsed("[admin]", "metrics_bind", table.metrics_bind, parse_bind) if table.metrics_bind else None
     if not table.enabled:
-        return None, None
+        return None, None, metrics
     bind = found.parsed("[admin]", "bind", table.bind, parse_bind)
     if bind is not None and not bind.is_local and not bind.fd_name:  # a passed socket is looked at when it is there
-        found.wrong("[admin]", "bind", quoted(table.bind), "must be a loopback address or a unix socket")
+        found.wrong(
+            "[admin]", "bind", quoted(table.bind),
+            "must be a loopback address or a unix socket; metrics and health can be served beyond this host "
+            "by metrics_bind",
+        )  # fmt: skip
     if not table.address:
-        return bind, None if bind is None or bind.fd_name else bind
+        return bind, None if bind is None or bind.fd_name else bind, metrics
     address = found.parsed("[admin]", "address", table.address, parse_bind)
     if address is not None and (address.fd_name or not (address.is_unix or address.port)):
         found.wrong("[admin]", "address", quoted(table.address), "must be where a client connects: address and port")
-    return bind, address
+    return bind, address, metrics
 
 
 def _sts(table: MtaStsTable) -> StsSettings | None:

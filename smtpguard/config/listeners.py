@@ -20,6 +20,7 @@ _WIDEST_IPV4 = 8
 _WIDEST_IPV6 = 16
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 _ADMIN = "admin"
+_METRICS = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _is_too_wide(network: Network) -> bool:
 
 def names_clash(found: Findings, named: Iterable[tuple[str, str]]) -> None:
     """Logs and metrics tell listeners apart by name; `named` are places and names."""
-    seen: dict[str, str] = {_ADMIN: "[admin]"}
+    seen: dict[str, str] = {_ADMIN: "[admin]", _METRICS: "[admin] metrics_bind"}
     for place, name in named:
         if name in seen:
             found.wrong(place, "name", quoted(name), f"is the name of {seen[name]}: each listener has its own")

@@ -5,6 +5,7 @@ TOML by tomllib, types by msgspec; unknown keys are refused.  What the values me
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from datetime import date, datetime, time
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
+from smtpguard.config import environment
 from smtpguard.config.findings import ConfigError, item_place
 from smtpguard.reasons import printable
 
@@ -199,6 +201,7 @@ class AdminTable(msgspec.Struct):
 
     bind: str = "127.0.0.1:9825"
     address: str = ""
+    metrics_bind: str = ""
     enabled: bool = True
 
 
@@ -223,7 +226,7 @@ class File(msgspec.Struct):
 
 _EXAMPLES: MappingProxyType[str, str] = MappingProxyType(
     {
-        "hostname": '"mx1.example.org"',
+        "hostname": '"mx1.example.org", or set SMTPGUARD_HOSTNAME',
         "role": '"outbound"',
         "bind": '["127.0.0.1:10027"]',
         "domain": '"example.org"',
@@ -235,12 +238,14 @@ _EXAMPLES: MappingProxyType[str, str] = MappingProxyType(
     }
 )
 """What a key that has no default could be."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def read(path: Path) -> tuple[File | None, list[ConfigError]]:
+def read(path: Path, found: Mapping[str, str] = _NOTHING) -> tuple[File | None, list[ConfigError]]:
     """The file as written, and everything that is wrong with its form; None where nothing could be read.
 
-    With errors the file holds defaults in place of what was wrong: good only for finding further errors.
+    `found` are variables of the environment that take the place of keys.  With errors the file holds defaults in place
+    of what was wrong: good only for finding further errors.
     """
     name = str(path)
     try:
@@ -251,6 +256,7 @@ def read(path: Path) -> tuple[File | None, list[ConfigError]]:
         return None, [ConfigError(name, "", "", "", f"must be UTF-8: octet {error.start} is not")]
     except tomllib.TOMLDecodeError as error:
         return None, [ConfigError(name, "", "", "", f"is not TOML: {error}")]
+    environment.apply(found, raw)
     errors: list[ConfigError] = []
     return _table(File, raw, name, "", "", errors), errors
 

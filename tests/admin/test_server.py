@@ -19,11 +19,12 @@ REFUSED = DeliveryRefused(id="s.1", domain="a.example", reason="dane/no-match", 
 
 
 @asynccontextmanager
-async def serving(status: Status = STATUS) -> AsyncIterator[tuple[int, list[Event]]]:
+async def serving(status: Status = STATUS, *, metrics_only: bool = False) -> AsyncIterator[tuple[int, list[Event]]]:
     events: list[Event] = []
     history = History(Store.open(None, events.append), SYSTEM_CLOCK)
     history.emit(REFUSED)
-    server = AdminServer(Metrics(SYSTEM_CLOCK, "1"), history, None, lambda: status, events.append)
+    metrics = Metrics(SYSTEM_CLOCK, "1")
+    server = AdminServer(metrics, history, None, lambda: status, events.append, metrics_only=metrics_only)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, listener)
@@ -107,3 +108,24 @@ async def test_not_ready_while_draining() -> None:
         answer = await exchange(port, get("/healthz/ready"))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert answer.endswith(b"draining\ndegraded: DNSSEC: lost\n")
+
+
+async def test_what_other_hosts_reach_is_metrics_and_health_alone() -> None:
+    """No correspondents, nothing that acts, in whatever spelling."""
+    async with serving(metrics_only=True) as (port, _):
+        for target in ("/metrics", "/healthz/live", "/healthz/ready"):
+            assert (await exchange(port, get(target))).startswith(b"HTTP/1.1 200 "), target
+        for target in (
+            "/api/decisions",
+            "/api/status",
+            "/api/sts",
+            "/",
+            "/events",
+            "//api/decisions",
+            "/metrics/../api",
+        ):
+            answer = await exchange(port, get(target))
+            assert answer.startswith(b"HTTP/1.1 404 "), target
+            assert b"a.example" not in answer
+        assert (await exchange(port, get("/metrics", "POST"))).startswith(b"HTTP/1.1 405 ")
+        assert (await exchange(port, get("/api/sts/a.example/forget", "POST"))).startswith(b"HTTP/1.1 404 ")
