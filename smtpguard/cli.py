@@ -66,15 +66,23 @@ def check_config(config: Path) -> None:
         problems.append(str(error))
     if problem := state_directory_problem(settings.state_dir):
         problems.append(problem)
-    for warning in settings.outbound.rules.warnings(SYSTEM_CLOCK.now().date()):
+    today = SYSTEM_CLOCK.now().date()
+    for warning in settings.outbound.rules.warnings(today):
         click.echo(f"warning: policy {warning.rule}: {warning.detail}", err=True)
+    for warning in settings.inbound[0].rules.warnings(today) if settings.inbound else ():  # all have the same rules
+        click.echo(f"warning: inbound policy {warning.rule}: {warning.detail}", err=True)
+    served = [one.certificates.warnings for one in settings.inbound if one.certificates is not None]
+    for text in dict.fromkeys(text for texts in served for text in texts):
+        click.echo(f"warning: {text}", err=True)
     if unresolved := host_name_problem(settings.hostname):
         click.echo(f"warning: hostname: {unresolved}; many hosts refuse such a name in EHLO", err=True)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         sys.exit(2)
-    click.echo(f"{config}: well ({len(settings.listeners)} listeners, {len(settings.outbound.rules.rules)} rules)")
+    count = len(settings.listeners) + len(settings.inbound)
+    rules = len(settings.outbound.rules.rules) + (len(settings.inbound[0].rules.rules) if settings.inbound else 0)
+    click.echo(f"{config}: well ({count} listeners, {rules} rules)")
 
 
 @main.command("probe")

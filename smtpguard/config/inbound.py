@@ -112,7 +112,7 @@ def _certificates(found: Findings, place: str, table: Listener) -> ServerCertifi
     pairs = named + [(one.certificate, one.key) for one in table.certificates]
     if table.tls == "none":
         if pairs:
-            found.wrong(place, "certificate", "", 'has no use with tls = "none"')
+            found.wrong(place, "certificate" if named else "certificates", "", 'has no use with tls = "none"')
         return None
     if bool(table.certificate) != bool(table.key):
         missing = "key" if table.certificate else "certificate"
@@ -121,12 +121,20 @@ def _certificates(found: Findings, place: str, table: Listener) -> ServerCertifi
     if not pairs:
         found.wrong(place, "certificate", "", f'is needed for tls = "{table.tls}", with key')
         return None
+    if not all(certificate and key for certificate, key in pairs):
+        return None  # told with the form of the table
     files = [CertificateFiles(Path(certificate), Path(key)) for certificate, key in pairs]
-    try:
-        return ServerCertificates.load(files, datetime.now(UTC), floor=_TLS_VERSIONS[table.min_tls])
-    except (OSError, ValueError) as error:
-        found.wrong(place, "certificate", quoted(str(files[0].certificate)), str(error))
-        return None
+    now, floor = datetime.now(UTC), _TLS_VERSIONS[table.min_tls]
+    for number, pair in enumerate(files):
+        try:
+            ServerCertificates.load([pair], now, floor=floor)
+        except (OSError, ValueError) as error:
+            inner = not (named and number == 0)
+            is_key = str(pair.key) in str(error) and str(pair.certificate) not in str(error)
+            key = "certificates" if inner else "key" if is_key else "certificate"
+            found.wrong(place, key, quoted(str(pair.key if is_key else pair.certificate)), str(error))
+            return None
+    return ServerCertificates.load(files, now, floor=floor)
 
 
 def _mta(found: Findings, place: str, table: Listener) -> Mta:
@@ -160,6 +168,8 @@ def _mta(found: Findings, place: str, table: Listener) -> Mta:
             found.wrong(place, "upstream_ca_file", quoted(table.upstream_ca_file), str(error))
     elif table.upstream_ca_file:
         found.wrong(place, "upstream_ca_file", "", 'has a use with upstream_tls = "verify" only')
+    if table.upstream_name and table.upstream_tls == "none":
+        found.wrong(place, "upstream_name", "", 'has a use with upstream_tls = "encrypt" or "verify" only')
     return Mta(
         host=host,
         port=port,
@@ -176,7 +186,7 @@ def _mta(found: Findings, place: str, table: Listener) -> Mta:
 def _upstream(found: Findings, place: str, text: str) -> tuple[str, int, str]:
     """Host, port and path."""
     right = 'must be where the MTA listens: "127.0.0.1:2525", "[::1]:2525", "mta:25" or "unix:/run/mta.sock"'
-    if text.startswith("unix:/"):
+    if text.startswith("unix:/") and text != "unix:/":
         return "", 0, text.removeprefix("unix:")
     host, _, digits = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -187,8 +197,13 @@ def _upstream(found: Findings, place: str, text: str) -> tuple[str, int, str]:
     try:
         parse_address(host)
     except NameInvalid:
-        if bracketed or found.parsed(place, "upstream", host, parse_domain) is None:
-            found.wrong(place, "upstream", quoted(text), right)
+        try:
+            parse_domain(host)
+        except NameInvalid as error:
+            found.wrong(place, "upstream", quoted(text), right if bracketed or ":" in host else str(error))
+        else:
+            if bracketed:
+                found.wrong(place, "upstream", quoted(text), right)
     return host, int(digits), ""
 
 
@@ -216,6 +231,7 @@ def inbound_rules(found: Findings, file: File) -> InboundRules:
 
 
 def _rule(found: Findings, place: str, table: InboundPolicyTable) -> InboundRule | None:
+    before = len(found.errors)
     scope = _scope(found, place, table)
     min_tls = found.parsed(place, "min_tls", table.min_tls, parse_min_tls) if table.min_tls else None
     digests = found.parsed_all(place, "fingerprints", table.fingerprints, parse_fingerprints)
@@ -228,7 +244,7 @@ def _rule(found: Findings, place: str, table: InboundPolicyTable) -> InboundRule
             found.wrong(place, "names", quoted(text), 'must be a host name, or ".example.org" for those below it')
     if table.ca_file:
         found.roots(place, "ca_file", Path(table.ca_file))
-    if scope is None:
+    if scope is None or not table.require:  # a `require` that is missing or unknown was told with the form
         return None
     rule = InboundRule(
         scope=scope,
@@ -245,7 +261,7 @@ def _rule(found: Findings, place: str, table: InboundPolicyTable) -> InboundRule
         mode=Mode(table.mode),
         on_fail=OnFailure(table.on_fail),
     )
-    for problem in rule.problems():
+    for problem in rule.problems() if len(found.errors) == before else ():  # or it may be for want of what was wrong
         found.wrong(place, "", "", problem)
     return rule
 

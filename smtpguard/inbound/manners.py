@@ -30,7 +30,7 @@ AUTHENTICATED_ALREADY = Reply.of(503, "5.5.1", "You are authenticated already")
 
 _BEFORE_TLS = Ehlo | Noop | StartTls | Quit  # RFC 3207 §4
 _IDLE = Noop | Rset | Vrfy | Expn | Help | Ehlo | Helo
-_ERROR_CODES = frozenset({500, 501, 502, 503, 504, 550, 555})
+_ERROR_CODES = frozenset({500, 501, 502, 503, 504, 530, 550, 555})
 
 
 class Manners:
