@@ -36,6 +36,7 @@ from smtpguard.net.listen import (
     ListenFailed,
     inherited_sockets,
     open_listeners,
+    refuse_unused,
     sd_notify,
 )
 from smtpguard.net.sessions import Sessions
@@ -124,6 +125,7 @@ class Application:
                 admin = _open(closing, [self.settings.admin] if self.settings.admin else [], inherited)
                 _only_local(admin)
                 metrics = _open(closing, [self.settings.metrics] if self.settings.metrics else [], inherited)
+                refuse_unused(inherited, [sock for socks in (admin, metrics, *(s for _, s in bound)) for sock in socks])
             except ListenFailed as failed:
                 raise StartFailed(str(failed)) from failed
             self._engine.listens_on(

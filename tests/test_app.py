@@ -237,6 +237,17 @@ async def test_an_admin_socket_of_systemd(config: Path, tmp_path: Path, monkeypa
             await stream.aclose()
 
 
+async def test_a_socket_of_systemd_that_no_listener_binds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clients would hang: the start says so instead."""
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        monkeypatch.setattr(app, "inherited_sockets", lambda: (app.InheritedSocket("mx", passed),))
+        with (
+            pytest.raises(StartFailed, match=r"the socket mx \(127.0.0.1:\d+\) and no \[\[listener\]\] binds it"),
+            trio.fail_after(OPEN_SECONDS),
+        ):
+            await Application(settings_of(config), stream=io.BytesIO()).run()
+
+
 # -- reload
 
 

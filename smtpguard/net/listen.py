@@ -149,6 +149,17 @@ def open_listeners(binds: Sequence[Bind], inherited: Sequence[InheritedSocket] =
     return sockets
 
 
+def refuse_unused(inherited: Sequence[InheritedSocket], used: Sequence[socket.socket]) -> None:
+    """Clients of a passed socket that nobody accepts from would wait without end.  Raises ListenFailed."""
+    for passed in inherited:
+        if passed.sock not in used:
+            where = Endpoint.of(passed.sock.family, passed.sock.getsockname())
+            raise ListenFailed(
+                f"systemd passed the socket {printable(passed.name, 40)} ({where}) and no [[listener]] binds it: "
+                f'write bind = ["{where}"], or disable its socket unit'
+            )
+
+
 def _inherited(bind: Bind, inherited: Sequence[InheritedSocket]) -> socket.socket | None:
     for passed in inherited:
         if bind.fd_name:

