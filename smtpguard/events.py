@@ -130,6 +130,27 @@ class DeliveryRefused(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Intercepted(Event):
+    """Whose the address is that the MTA connected to.  `verdict`: mapped (`mx` has it), remembered (`mx` had it within
+    a day), direct (nobody's, and `intercept_direct` allows it)."""
+
+    name: ClassVar[str] = "intercepted"
+    severity: ClassVar[Severity] = "debug"
+    id: str
+    domain: str
+    original: str
+    verdict: str
+    mx: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterceptedElsewhere(Intercepted):
+    """The mail does not go where the MTA connected to.  `verdict`: rerouted (to the domain's mail hosts), refused."""
+
+    severity: ClassVar[Severity] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FinalReplyLost(Event):
     """Whether the message was delivered is not known: the next hop (`side="upstream"`) or the MTA (`side="client"`)
     was lost between end-of-data and the reply; the MTA's retry may make a duplicate."""
@@ -145,7 +166,8 @@ class FinalReplyLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation(Event):
-    """A peer broke the protocol; `kind` is bounded: line_too_long, nul, bare_newline, starttls_injection, ..."""
+    """A peer broke the protocol; `kind` is bounded: line_too_long, nul, bare_newline, starttls_injection,
+    not_redirected, own_traffic, ..."""
 
     name: ClassVar[str] = "violation"
     severity: ClassVar[Severity] = "warning"

@@ -359,6 +359,26 @@ class ReasonCode(Enum):
         "too many recipients",
         "Nothing: the MTA sends the rest in the next transaction.",
     )  # fmt: skip
+    # Interception
+    NOT_REDIRECTED = (
+        "intercept/not-redirected", 421, "4.3.5", None,
+        "this listener serves redirected connections only",
+        ("Let nftables or iptables redirect your MTA's connections to port 25 (deploy/interception), or give the MTA a "
+         "listener without `intercept`. If they are redirected: the rules must run in the network namespace of this "
+         "process."),
+    )  # fmt: skip
+    OWN_TRAFFIC = (
+        "intercept/own-traffic", 421, "4.4.6", None,
+        "our own connection was redirected back to us",
+        ("Exempt the user that smtpguard runs as in your redirection rules, as deploy/interception does, and run the "
+         "MTA as another user."),
+    )  # fmt: skip
+    UNMAPPED = (
+        "intercept/unmapped", 451, "4.7.5", None,
+        "no mail host of the domain has the address the MTA connected to",
+        ("If the MTA is meant to send there (a relay of yours), name its network in intercept_direct of the "
+         "[[listener]] or set a [[route]]. Else see which resolver the MTA asks."),
+    )  # fmt: skip
     INTERNAL = (
         "internal", 451, "4.3.0", None,
         "internal error",

@@ -124,7 +124,7 @@ def _listeners(
         foreign_keys(found, place, table)
         match table.role:
             case "outbound":
-                outbound_ones.append((place, outbound_listener(found, place, table, hostname)))
+                outbound_ones.append((place, outbound_listener(found, place, table, hostname, file.outbound.port)))
             case "inbound":
                 inbound_ones.append((place, inbound_listener(found, place, table, rules)))
     if not file.listener:

@@ -47,6 +47,7 @@ INBOUND_KEYS = frozenset({
 """Keys of a listener that mean something inbound only, and those that do outbound only."""
 OUTBOUND_KEYS = frozenset({
     "protocol", "clients", "cleartext_from", "ehlo", "family", "source_ipv4", "source_ipv6", "max_sessions",
+    "intercept", "intercept_by", "intercept_direct",
 })  # fmt: skip
 
 _TLS_VERSIONS: Mapping[str, TlsVersion] = MappingProxyType({"1.2": TlsVersion.TLS_1_2, "1.3": TlsVersion.TLS_1_3})

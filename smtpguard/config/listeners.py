@@ -60,13 +60,18 @@ def certificate(found: Findings, place: str, table: Listener) -> SSL.Context | N
 
 def clients(found: Findings, place: str, texts: list[str]) -> tuple[Network, ...]:
     """The networks that may use a listener: `0.0.0.0/0` in any disguise would be an open relay."""
-    networks = found.networks(place, "clients", texts)
+    return own_networks(found, place, "clients", texts, "would make this an open relay")
+
+
+def own_networks(found: Findings, place: str, key: str, texts: list[str], harm: str) -> tuple[Network, ...]:
+    """Networks of the operator; one that is a great part of the Internet does `harm`."""
+    networks = found.networks(place, key, texts)
     for network in _collapsed(networks):
         if _is_too_wide(network):
             shown = ", ".join(quoted(text) for text in texts)
             found.wrong(
-                place, "clients", f"[{shown}]",
-                f"{network} is a great part of the Internet and would make this an open relay: name your own networks",
+                place, key, f"[{shown}]",
+                f"{network} is a great part of the Internet and {harm}: name your own networks",
             )  # fmt: skip
             break
     return networks

@@ -5,9 +5,10 @@ Who may send through a listener that other hosts can reach is never guessed: `cl
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from smtpguard.config import listeners
-from smtpguard.config.findings import STAND_IN, Findings, item_place, quoted
+from smtpguard.config.findings import STAND_IN, Findings, Network, item_place, quoted
 from smtpguard.config.schema import File, Listener
 from smtpguard.dns.destinations import Family
 from smtpguard.names import Domain, IpAddress, parse_address, parse_domain
@@ -20,24 +21,28 @@ from smtpguard.policy.rules import RuleSet
 from smtpguard.smtp.body import BareNewlines
 
 
-def outbound_listener(found: Findings, place: str, table: Listener, hostname: Domain) -> OutboundListener:
-    """One `[[listener]]` with `role = "outbound"`."""
+def outbound_listener(
+    found: Findings, place: str, table: Listener, hostname: Domain, mail_port: int
+) -> OutboundListener:
+    """One `[[listener]]` with `role = "outbound"`.  `mail_port`: that of mail hosts."""
     binds = listeners.binds(found, place, table)
+    transparent = table.intercept and table.intercept_by == "tproxy"
+    if transparent:
+        binds = tuple(replace(bind, transparent=True) for bind in binds)
+    direct = _interception(found, place, table, binds, mail_port)
     clients = listeners.clients(found, place, table.clients)
     cleartext = found.networks(place, "cleartext_from", table.cleartext_from)
     tls = listeners.certificate(found, place, table)
     for bind in binds:
-        if bind.is_local or bind.fd_name:
+        if (bind.is_local or bind.fd_name) and not transparent:
             continue
+        why = "TPROXY brings connections of other hosts" if transparent else f"{bind} can be reached from other hosts"
         if not clients:
-            found.wrong(
-                place, "clients", "",
-                f'is needed because {bind} can be reached from other hosts: name yours, as in ["192.0.2.0/24"]',
-            )  # fmt: skip
+            found.wrong(place, "clients", "", f'is needed because {why}: name yours, as in ["192.0.2.0/24"]')
         if tls is None and not cleartext:
             found.wrong(
-                place, "certificate", "", f"is needed because {bind} can be reached from other hosts; or name the "
-                "networks whose cleartext you accept in cleartext_from",
+                place, "certificate", "",
+                f"is needed because {why}; or name the networks whose cleartext you accept in cleartext_from",
             )  # fmt: skip
         if table.protocol == "lmtp" and bind.port == 25:
             found.wrong(place, "bind", quoted(str(bind)), "LMTP is never spoken on port 25 (RFC 2033 §5)")
@@ -53,12 +58,50 @@ def outbound_listener(found: Findings, place: str, table: Listener, hostname: Do
         cleartext_from=cleartext,
         tls=tls,
         max_sessions=table.max_sessions,
+        intercept=table.intercept_by if table.intercept else "",
+        intercept_direct=direct,
     )
+
+
+def _interception(
+    found: Findings, place: str, table: Listener, binds: Sequence[Bind], mail_port: int
+) -> tuple[Network, ...]:
+    """What only a listener for redirected connections has: its checks, and `intercept_direct`."""
+    if not table.intercept:
+        for key, given in (
+            ("intercept_by", table.intercept_by != "redirect"),
+            ("intercept_direct", table.intercept_direct),
+        ):
+            if given:
+                found.wrong(place, key, "", "has no use without intercept = true")
+        return ()
+    if table.protocol != "smtp":
+        found.wrong(
+            place, "protocol", quoted(table.protocol),
+            'what an MTA sends to mail hosts is SMTP: write "smtp", or leave the key out',
+        )  # fmt: skip
+    for bind in binds:
+        if bind.is_unix:
+            found.wrong(
+                place, "bind", quoted(str(bind)),
+                "connections are redirected to a TCP port: write an address and a port, as in 127.0.0.1:10025",
+            )  # fmt: skip
+        elif bind.address is not None and bind.port == mail_port:
+            found.wrong(
+                place, "bind", quoted(str(bind)),
+                f"has the port of mail hosts, so what is redirected could not be told from what is meant for this "
+                f"listener: take another one, as in {Endpoint(bind.address, 10025)}",
+            )  # fmt: skip
+    return listeners.own_networks(
+        found, place, "intercept_direct", table.intercept_direct,
+        "mail would go wherever the MTA was told to, whatever its domain publishes",
+    )  # fmt: skip
 
 
 def outbound_name(table: Listener) -> str:
     """The listener's name in logs: its own, or protocol and first address."""
-    return table.name or f"{table.protocol}:{table.bind[0] if table.bind else ''}"
+    protocol = "intercept" if table.intercept else table.protocol
+    return table.name or f"{protocol}:{table.bind[0] if table.bind else ''}"
 
 
 def _source(found: Findings, place: str, version: int, text: str) -> IpAddress | None:

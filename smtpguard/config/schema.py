@@ -68,6 +68,9 @@ class Listener(msgspec.Struct):
     certificate: str = ""
     key: str = ""
     max_sessions: Positive = 1000
+    intercept: bool = False
+    intercept_by: Literal["redirect", "tproxy"] = "redirect"
+    intercept_direct: list[str] = []
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     certificates: list[CertificateTable] = []
     min_tls: Literal["1.2", "1.3"] = "1.2"

@@ -71,6 +71,11 @@ class AddressRules:
         """Why the address may not be dialled; empty: it may."""
         return self.verdict(address, port, routed=routed).value
 
+    def may_be_listener(self, end: Endpoint) -> bool:
+        """Do we listen at this address, or with this port at every address?  Which addresses are this host's is not
+        known, so the second may be wrong."""
+        return end in self.own_listeners or self._is_wildcard_port(end.port)
+
     def reached_ourselves(self, local: Endpoint, peer: Endpoint) -> bool:
         """Did an established connection arrive at our own wildcard listener?  Only then are both addresses
         the same.

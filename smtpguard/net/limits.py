@@ -1,17 +1,21 @@
-"""How many at once, and whom not to try again yet?  (DESIGN §6: load toward a destination, host memory)
+"""How many at once, whom not to try again yet, and who was where of late?  (DESIGN §6: load toward a destination, host
+memory; §3: interception)
 
 Pure counters: no waiting, no clock; `now` is seconds of the monotonic clock.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from smtpguard.names import Domain, IpAddress
 
 K = TypeVar("K", bound=Hashable)
 
 FIRST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 600.0
+ADDRESS_MEMORY_SECONDS = 86_400.0
 
 
 class Slots(Generic[K]):
@@ -101,3 +105,34 @@ class FailureMemory(Generic[K]):
 
     def __len__(self) -> int:
         return len(self._failures)
+
+
+class AddressMemory:
+    """At which addresses our own look-ups saw a host within the last day.
+
+    An MTA may connect to an address that DNS no longer gives: its own cache is older, or the host has many addresses of
+    which each answer holds some.  At most `capacity` pairs; the one seen longest ago is forgotten first.
+    """
+
+    __slots__ = ("_capacity", "_seconds", "_seen")
+
+    def __init__(self, seconds: float = ADDRESS_MEMORY_SECONDS, capacity: int = 20_000) -> None:
+        self._seconds = seconds
+        self._capacity = capacity
+        self._seen: OrderedDict[tuple[Domain, IpAddress], float] = OrderedDict()
+
+    def saw(self, host: Domain, addresses: Iterable[IpAddress], now: float) -> None:
+        """A look-up gave these addresses of `host`."""
+        for address in addresses:
+            self._seen[host, address] = now
+            self._seen.move_to_end((host, address))
+        while len(self._seen) > self._capacity:
+            self._seen.popitem(last=False)
+
+    def had(self, host: Domain, address: IpAddress, now: float) -> bool:
+        """Did `host` have this address within the last day?"""
+        seen = self._seen.get((host, address))
+        return seen is not None and now - seen <= self._seconds
+
+    def __len__(self) -> int:
+        return len(self._seen)

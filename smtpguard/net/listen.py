@@ -22,6 +22,8 @@ from smtpguard.reasons import printable
 BACKLOG: Final = 1024
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _PATH_OCTETS: Final = 107  # unix(7): sun_path with its final NUL
+# ip(7) IP_TRANSPARENT, and IPV6_TRANSPARENT of linux/in6.h: not in the socket module
+_TRANSPARENT: Final = {socket.AF_INET: (socket.IPPROTO_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
 
 
 class BindInvalid(ValueError):
@@ -35,7 +37,7 @@ class ListenFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class Bind:
     """Where to listen: TCP (`address`, `port`; port 0 lets the kernel choose), a Unix socket (`path`, given
-    to `group` with `mode`), or a socket that systemd passes under `fd_name`.
+    to `group` with `mode`), or a socket that systemd passes under `fd_name`.  `transparent`: TPROXY leads here.
     """
 
     address: IpAddress | None = None
@@ -44,6 +46,7 @@ class Bind:
     fd_name: str = ""
     group: str = ""
     mode: int = 0o660
+    transparent: bool = False
 
     @property
     def is_unix(self) -> bool:
@@ -185,12 +188,27 @@ def _open(bind: Bind) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 is a bind of its own
+        if bind.transparent:
+            _make_transparent(sock, bind)
         sock.bind((str(bind.address), bind.port))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise ListenFailed(f"cannot listen on {bind}: {_way_out(bind, error)}") from error
     return sock
+
+
+def _make_transparent(sock: socket.socket, bind: Bind) -> None:
+    level, option = _TRANSPARENT[sock.family]
+    try:
+        sock.setsockopt(level, option, 1)
+    except OSError as error:
+        sock.close()
+        raise ListenFailed(
+            f"cannot listen on {bind} for TPROXY: {error.strerror}; it needs CAP_NET_ADMIN "
+            "(systemd: AmbientCapabilities=CAP_NET_ADMIN, or a socket unit with Transparent=yes and `bind` fd:NAME); "
+            'intercept_by = "redirect" needs no privilege'
+        ) from error
 
 
 def _way_out(bind: Bind, error: OSError) -> str:

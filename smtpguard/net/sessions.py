@@ -7,6 +7,7 @@ One task looks at every deadline once a second, so that no wait needs a timer of
 import trio
 
 from smtpguard.clock import Clock
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.wire import Why, Wire
 
 TICK_SECONDS = 1.0
@@ -40,6 +41,10 @@ class Sessions:
     def add(self, wire: Wire) -> None:
         """Watch the deadline of `wire` from now on."""
         self._wires.add(wire)
+
+    def has_local(self, end: Endpoint) -> bool:
+        """Is `end` the near end of a wire that lives here?"""
+        return any(wire.local == end and not wire.closed for wire in self._wires)
 
     def remove(self, wire: Wire) -> None:
         """Forget `wire`; to be called when it is closed.  A second call does nothing."""

@@ -125,6 +125,10 @@ class Wire:
         """The TLS connection, for those who read facts of it.  None in clear and after close."""
         return self._tls
 
+    def socket_option(self, level: int, option: int, octets: int) -> bytes:
+        """getsockopt(2) of the socket below.  Raises OSError."""
+        return self._sock.getsockopt(level, option, octets)
+
     # -- receiving
 
     async def receive(self, limit: int = RECEIVE_OCTETS) -> bytes:

@@ -125,6 +125,12 @@ class Gathering:
             return Reason(self._destination.code, self._next_hop.key, self._destination.detail, code)
         return shuffled(self._destination.hosts, self._random)
 
+    async def addresses(self, host: MxHost) -> tuple[IpAddress, ...]:
+        """The addresses of this host; none where the look-up failed, for `plan` to say why."""
+        while (found := self._addresses.get(host)) is None:
+            await self._changed.wait()
+        return found.addresses if isinstance(found, HostAddresses) else ()
+
     async def plan(self, host: MxHost) -> Plan | TryNextMx:
         """What this host must show, or why it is out."""
         while True:

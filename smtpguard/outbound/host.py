@@ -1,7 +1,8 @@
 """Does this host, at this address, show what it must?  `open_host`: the one function that connects, upgrades, verifies.
 
-`walk` calls it until a host opens, `probe` calls it for every host; nothing here can write MAIL.  A failure belongs to
-the host and is a value.  RFC 3207 §4, §6; RFC 7672 §2.2; CH-26 (one retry in clear where the level allows it).
+`walk` calls it until a host opens, `probe` calls it for every host; nothing here can write MAIL.  An intercepted
+session calls `greet_host` first: the host must have spoken before we do.  A failure belongs to the host and is a value.
+RFC 3207 §4, §6; RFC 7672 §2.2; CH-26 (one retry in clear where the level allows it).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from OpenSSL import SSL
 from smtpguard.clock import Clock
 from smtpguard.names import Domain, IpAddress
 from smtpguard.net.connect import ConnectFailed, ConnectFailure, Verdict, connect
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.limits import FailureMemory
 from smtpguard.net.link import ClientLink
 from smtpguard.net.sessions import Sessions
@@ -54,6 +56,19 @@ class PoolKey:
 
     candidate: Candidate
     sni: Domain | None
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """A host that has greeted us and answered EHLO in clear; nothing is known of its TLS.
+
+    `ehlo` may be a permanent refusal: whether HELO will do depends on what is required (SMTP-04).
+    """
+
+    candidate: Candidate
+    link: ClientLink
+    greeting: str
+    ehlo: Reply
 
 
 @dataclass(slots=True)
@@ -120,31 +135,55 @@ class Hosts:
         return judge(requirement, outcome, self._now(), self._roots, subject)
 
     async def open_host(
-        self, candidate: Candidate, requirement: Requirement, *, last: bool, until: float = inf, remember: bool = True
+        self,
+        candidate: Candidate,
+        requirement: Requirement,
+        *,
+        last: bool,
+        until: float = inf,
+        remember: bool = True,
+        greeted: Greeted | None = None,
     ) -> Opened | HostFailed:
         """Connect, greet, upgrade, verify.  The caller's cancel scope bounds the whole; `last`: no other address is
         left, so connecting may take longer.  `until` (monotonic, looked at once a second): a host that has not
         answered by then has failed, and others get their turn.  `remember=False` (probe) neither asks nor tells the
-        host memory."""
-        failed = self._not_dialled(candidate, remember)
-        if failed is not None:
-            return failed
-        opened = await self._attempt(candidate, requirement, last, until, clear=False)
+        host memory.  `greeted`: what `greet_host` gave for this candidate; it is used up."""
+        if greeted is None:
+            failed = self._not_dialled(candidate, remember)
+            if failed is not None:
+                return failed
+        opened = await self._attempt(candidate, requirement, last, until, greeted, clear=False)
         if isinstance(opened, TlsOutcome):  # the handshake failed where clear text is allowed: once more, without it
             first = opened
-            opened = await self._attempt(candidate, requirement, last, until, clear=True)
+            opened = await self._attempt(candidate, requirement, last, until, None, clear=True)
             if isinstance(opened, Opened):  # what was observed is the handshake, not that none was tried again
                 decision = self.judge(requirement, first, str(candidate))
                 assert isinstance(decision, Deliver)
                 opened.outcome, opened.decision = first, decision
         assert not isinstance(opened, TlsOutcome)
         if remember:
-            key = (candidate.source, candidate.address, candidate.port)
-            if isinstance(opened, HostFailed) and opened.unreachable:
-                self._memory.failed(key, self._clock.monotonic())
-            else:
-                self._memory.succeeded(key)
+            self._remember(candidate, opened)
         return opened
+
+    async def greet_host(self, candidate: Candidate, *, until: float) -> Greeted | HostFailed:
+        """Connect, read the greeting, say EHLO, and no more: whose mail comes is not known yet (interception)."""
+        failed = self._not_dialled(candidate, remember=True)
+        if failed is not None:
+            return failed
+        greeted = await self._greet(candidate, last=True, until=until)
+        self._remember(candidate, greeted)
+        return greeted
+
+    def is_own_connection(self, end: Endpoint) -> bool:
+        """Is this the near end of one of our own connections to a host?"""
+        return self._sessions.has_local(end)
+
+    def _remember(self, candidate: Candidate, result: Opened | Greeted | HostFailed) -> None:
+        key = (candidate.source, candidate.address, candidate.port)
+        if isinstance(result, HostFailed) and result.unreachable:
+            self._memory.failed(key, self._clock.monotonic())
+        else:
+            self._memory.succeeded(key)
 
     def _not_dialled(self, candidate: Candidate, remember: bool) -> HostFailed | None:
         subject = str(candidate)
@@ -159,8 +198,31 @@ class Hosts:
         return None
 
     async def _attempt(
-        self, candidate: Candidate, requirement: Requirement, last: bool, until: float, *, clear: bool
+        self,
+        candidate: Candidate,
+        requirement: Requirement,
+        last: bool,
+        until: float,
+        greeted: Greeted | None,
+        *,
+        clear: bool,
     ) -> Opened | HostFailed | TlsOutcome:
+        found = greeted or await self._greet(candidate, last=last, until=until)
+        if isinstance(found, HostFailed):
+            return found
+        found.link.wire.deadline = until
+        kept = False
+        try:
+            result = await self._secure(found, requirement, clear=clear)
+            kept = isinstance(result, Opened)
+        except (WireLost, RemoteProtocolError, Interrupted) as error:
+            return _broken(candidate, error, ReasonCode.LOST)
+        finally:
+            if not kept:
+                found.link.wire.close()
+        return result
+
+    async def _greet(self, candidate: Candidate, *, last: bool, until: float) -> Greeted | HostFailed:
         subject = str(candidate)
         budgets = self._settings().budgets
         wire = await connect(
@@ -190,47 +252,48 @@ class Hosts:
                 link.quit()
                 return refused
             stage = ReasonCode.LOST
-            required = requirement.encryption is Encryption.REQUIRED
-            ehlo = await link.hello(candidate.ehlo, may_fall_back=not required)
-            if not ehlo.is_positive:
+            ehlo = await link.hello(candidate.ehlo, may_fall_back=False)
+            if not (ehlo.is_positive or ehlo.is_permanent):
                 link.quit()
-                if required and ehlo.is_permanent:  # no EHLO, no STARTTLS (SMTP-04)
-                    decision = self.judge(requirement, TlsOutcome(StartTls.NOT_OFFERED, "EHLO was refused"), subject)
-                    if isinstance(decision, TryNextMx):
-                        return HostFailed(candidate, decision.reasons, permanent=decision.permanent)
-                reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
-                return HostFailed(candidate, (reason,), reply=ehlo)
-            outcome = await self._upgrade(link, requirement, clear=clear)
-            decision = self.judge(requirement, outcome, subject)
-            if isinstance(decision, TryNextMx):
-                return HostFailed(candidate, decision.reasons, permanent=decision.permanent, outcome=outcome)
-            if outcome.starttls is StartTls.FAILED:
-                return outcome
-            if outcome.encrypted:
-                ehlo = await link.hello(candidate.ehlo, may_fall_back=False)
-                if not ehlo.is_positive:
-                    reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
-                    return HostFailed(candidate, (reason,), reply=ehlo, outcome=outcome)
+                return HostFailed(candidate, (Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text),), reply=ehlo)
             wire.deadline = inf
             kept = True
-            return Opened(
-                candidate, link, requirement, outcome, decision, printable(greeting.text, 100), self._clock.monotonic()
-            )
-        except WireLost as lost:
-            return HostFailed(
-                candidate,
-                (Reason(stage, subject, printable(str(lost))),),
-                unreachable=stage is ReasonCode.NO_GREETING,
-            )
-        except RemoteProtocolError as error:
-            return HostFailed(candidate, (Reason(ReasonCode.PROTOCOL_ERROR, subject, printable(str(error))),))
-        except Interrupted:
-            if stage is ReasonCode.NO_GREETING:
-                return HostFailed(candidate, (Reason(stage, subject, "timed out"),), unreachable=True)
-            return HostFailed(candidate, (Reason(ReasonCode.TIMED_OUT, subject),))
+            return Greeted(candidate, link, printable(greeting.text, 100), ehlo)
+        except (WireLost, RemoteProtocolError, Interrupted) as error:
+            return _broken(candidate, error, stage)
         finally:
             if not kept:
                 wire.close()
+
+    async def _secure(
+        self, greeted: Greeted, requirement: Requirement, *, clear: bool
+    ) -> Opened | HostFailed | TlsOutcome:
+        """From EHLO on: HELO where it is needed and enough, STARTTLS, the verdict, EHLO again."""
+        candidate, link, ehlo = greeted.candidate, greeted.link, greeted.ehlo
+        subject = str(candidate)
+        required = requirement.encryption is Encryption.REQUIRED
+        if not ehlo.is_positive and not required:
+            ehlo = await link.hello(candidate.ehlo, may_fall_back=False, extended=False)
+        if not ehlo.is_positive:
+            link.quit()
+            if required and ehlo.is_permanent:  # no EHLO, no STARTTLS (SMTP-04)
+                decision = self.judge(requirement, TlsOutcome(StartTls.NOT_OFFERED, "EHLO was refused"), subject)
+                if isinstance(decision, TryNextMx):
+                    return HostFailed(candidate, decision.reasons, permanent=decision.permanent)
+            return HostFailed(candidate, (Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text),), reply=ehlo)
+        outcome = await self._upgrade(link, requirement, clear=clear)
+        decision = self.judge(requirement, outcome, subject)
+        if isinstance(decision, TryNextMx):
+            return HostFailed(candidate, decision.reasons, permanent=decision.permanent, outcome=outcome)
+        if outcome.starttls is StartTls.FAILED:
+            return outcome
+        if outcome.encrypted:
+            ehlo = await link.hello(candidate.ehlo, may_fall_back=False)
+            if not ehlo.is_positive:
+                reason = Reason(ReasonCode.EHLO_REFUSED, subject, ehlo.text)
+                return HostFailed(candidate, (reason,), reply=ehlo, outcome=outcome)
+        link.wire.deadline = inf
+        return Opened(candidate, link, requirement, outcome, decision, greeted.greeting, self._clock.monotonic())
 
     def _greeting_refused(self, candidate: Candidate, greeting: Reply) -> HostFailed | None:
         subject = str(candidate)
@@ -262,3 +325,18 @@ class Hosts:
 
     def _now(self) -> datetime:
         return self._clock.now()
+
+
+def _broken(candidate: Candidate, error: Exception, stage: ReasonCode) -> HostFailed:
+    """The connection ended before the host was open; `stage` is NO_GREETING until it has greeted, then LOST."""
+    subject = str(candidate)
+    silent = stage is ReasonCode.NO_GREETING
+    match error:
+        case RemoteProtocolError():
+            return HostFailed(candidate, (Reason(ReasonCode.PROTOCOL_ERROR, subject, printable(str(error))),))
+        case Interrupted() if silent:
+            return HostFailed(candidate, (Reason(stage, subject, "timed out"),), unreachable=True)
+        case Interrupted():
+            return HostFailed(candidate, (Reason(ReasonCode.TIMED_OUT, subject),))
+        case _:
+            return HostFailed(candidate, (Reason(stage, subject, printable(str(error))),), unreachable=silent)

@@ -5,14 +5,18 @@ load does may show anywhere but in a reply to RCPT, DATA or the end of data: no 
 dropped session, no error limit.  An idle or slow MTA gets `421 4.4.2` (TO-08).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
+from types import MappingProxyType
 
 from smtpguard.clock import Clock, Ids
 from smtpguard.events import Emit, SessionClosed, SessionOpened, Violation
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.link import ServerLink
+from smtpguard.net.original import Original, redirected_from, transparently_from
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
+from smtpguard.outbound.intercept import Interception, meet, refused_at_greeting
 from smtpguard.outbound.settings import Network, Outbound, OutboundListener
 from smtpguard.outbound.transaction import Transaction
 from smtpguard.outbound.walk import Services
@@ -25,6 +29,7 @@ from smtpguard.smtp.server import ServerDialogue, Slot
 from smtpguard.smtp.trace import protocol_word, received_line
 from smtpguard.tls.outcome import TlsOutcome
 
+ORIGINALS: Mapping[str, Original] = MappingProxyType({"redirect": redirected_from, "tproxy": transparently_from})
 _BODY_TURN = 256 * 1024
 _LEAST_OCTETS = 4096
 """Content octets that keep an MTA from being slow, in each span of the idle time spent waiting for it (AF-45)."""
@@ -48,9 +53,12 @@ class Intake:
         services: Services,
         sessions: Sessions,
         ids: Ids,
+        originals: Mapping[str, Original] = ORIGINALS,
     ) -> None:
+        """`originals`: how a listener with this `intercept` learns where a connection was going."""
         self.listener = listener
         """What new sessions follow; a reload replaces it."""
+        self._originals = originals
         self._settings = settings
         self._services = services
         self._sessions = sessions
@@ -58,7 +66,9 @@ class Intake:
 
     async def session(self, wire: Wire) -> None:
         """Serve one connection to its end; whoever accepted it closes it."""
-        session = _Session(wire, self.listener, self._settings(), self._services, self._sessions, self._ids.session())
+        id_ = self._ids.session()
+        original = self._originals.get(self.listener.intercept)
+        session = _Session(wire, self.listener, self._settings(), self._services, self._sessions, id_, original)
         await session.run()
 
 
@@ -71,7 +81,10 @@ class _Session:
         services: Services,
         sessions: Sessions,
         id_: str,
+        original: Original | None,
     ) -> None:
+        self._original = original
+        self._interception: Interception | None = None
         self._wire = wire
         self._listener = listener
         self._settings = settings
@@ -89,6 +102,7 @@ class _Session:
         offer = Offer(
             size=settings.max_octets,
             rcpt_max=settings.max_recipients,
+            rcpt_domain_max=None if listener.intercept else 1,
             dsn=settings.dsn == "pass",
             starttls=listener.tls is not None,
         )
@@ -114,6 +128,8 @@ class _Session:
         finally:
             if self._transaction is not None:
                 self._transaction.close()
+            if self._interception is not None:
+                self._interception.close()
             self._emit(
                 SessionClosed(
                     direction="outbound",
@@ -128,7 +144,10 @@ class _Session:
             )
 
     async def _serve(self) -> str:
-        if (refusal := self._not_served()) is not None:
+        refusal = self._not_served()
+        if refusal is None and self._original is not None:
+            refusal = await self._intercepted(self._original(self._wire))
+        if refusal is not None:
             await self._wire.send(refusal.encode())
             await self._wire.linger()
             return "refused"
@@ -163,6 +182,24 @@ class _Session:
                     await self._wire.linger()
                     return "refused"
                 return "quit"
+
+    async def _intercepted(self, original: Endpoint | None) -> Reply | None:
+        """Hear the greeting of the original destination before ours is sent; a reply: it cannot be (MX-17)."""
+        met = await meet(
+            original,
+            self._wire.peer,
+            listener=self._listener,
+            settings=self._settings,
+            hosts=self._services.hosts,
+            until=self._clock.monotonic() + self._settings.budgets.rcpt,
+        )
+        if isinstance(met, Interception):
+            self._interception = met
+            return None
+        if met.code in (ReasonCode.NOT_REDIRECTED, ReasonCode.OWN_TRAFFIC):
+            self._violation(met.code.token.partition("/")[2].replace("-", "_"), met.subject)
+        self._decisions += 1
+        return refused_at_greeting(met, original, f"{self._id}.{self._decisions}", self._emit)
 
     def _wait_for_mta(self) -> None:
         """From here on the MTA is waited for: to talk, or to read what it is told (TO-08)."""
@@ -234,6 +271,7 @@ class _Session:
             listener=self._listener,
             session=self._id,
             first_decision=self._decisions,
+            interception=self._interception,
         )
         return _SENDER_OK
 
@@ -359,7 +397,7 @@ class _Session:
             return
 
     def _not_served(self) -> Reply | None:
-        """Why this peer may not use us at all; None if it may.  Loopback and Unix sockets always may."""
+        """Why this peer may not use us at all; None if it may.  Who comes from this host always may."""
         if self._is_local or self._is_in(self._listener.clients):
             return None if self._listener.tls is not None or self._may_be_clear() else _NOT_IN_CLEAR
         return _NOT_A_CLIENT
@@ -369,8 +407,10 @@ class _Session:
 
     @property
     def _is_local(self) -> bool:
+        # What was redirected to loopback began here, though it keeps the address of an interface.
+        local = self._wire.local.address if self._listener.intercept == "redirect" else None
         address = self._wire.peer.address
-        return address is None or address.is_loopback
+        return address is None or address.is_loopback or (local is not None and local.is_loopback)
 
     def _is_in(self, networks: tuple[Network, ...]) -> bool:
         address = self._wire.peer.address

@@ -76,6 +76,10 @@ class OutboundListener:
     cleartext_from: tuple[Network, ...] = ()
     tls: SSL.Context | None = None
     max_sessions: int = 1000
+    intercept: Literal["", "redirect", "tproxy"] = ""
+    """Connections are not made to this listener but redirected to it, by these means; protocol is "smtp"."""
+    intercept_direct: tuple[Network, ...] = ()
+    """Where an intercepted connection may go on to although no mail host of the recipient's domain is there."""
 
     @property
     def max_connections(self) -> int:

@@ -13,6 +13,7 @@ import trio
 
 from smtpguard.events import DeliveryRefused, FinalReplyLost
 from smtpguard.net.wire import Interrupted, Why, WireLost
+from smtpguard.outbound.intercept import InterceptedWalk, Interception
 from smtpguard.outbound.route import Route, reply_line
 from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
@@ -38,14 +39,18 @@ class Transaction:
         listener: OutboundListener,
         session: str,
         first_decision: int,
+        interception: Interception | None = None,
     ) -> None:
+        """`interception`: the MTA's connection was not meant for us, but for where that leads."""
         self.mail = mail
         self.decisions = first_decision
         self._services = services
         self._settings = settings
         self._listener = listener
         self._session = session
+        self._interception = interception
         self._routes: dict[NextHop, Route] = {}
+        self._joined: dict[NextHop, NextHop] = {}
         self._order: list[tuple[Route, Addressee]] = []
         self._count = 0
 
@@ -70,7 +75,7 @@ class Transaction:
             replies.append(addressee.reply)
             if addressee.accepted:  # in RCPT order over all routes: so the final replies are told apart (LMTP-02)
                 assert next_hop is not None
-                self._order.append((self._routes[next_hop], addressee))
+                self._order.append((self._routes[self._joined.get(next_hop, next_hop)], addressee))
         return replies
 
     def _next_hop(self, addressee: Addressee) -> NextHop | None:
@@ -98,9 +103,22 @@ class Transaction:
         for next_hop, group in by_hop.items():
             chosen = next((hop for hop, route in self._routes.items() if route.accepted), None)
             if chosen is not None and chosen != next_hop:
-                self._refuse(group, ReasonCode.OTHER_NEXT_HOP, next_hop.key)
+                await self._join(chosen, next_hop, group, deadline)
                 continue
             await self._serve({next_hop: group}, deadline, wait=True)
+
+    async def _join(self, chosen: NextHop, next_hop: NextHop, group: list[Addressee], deadline: float) -> None:
+        """Another next hop is another transaction, unless it leads to the very host that an intercepted one has."""
+        if self._interception is None:
+            self._refuse(group, ReasonCode.OTHER_NEXT_HOP, next_hop.key)
+            return
+        route, walk = self._routes[chosen], self._walk(next_hop)
+        assert isinstance(walk, InterceptedWalk)
+        await walk.join(route.walk, group, deadline)
+        self._joined[next_hop] = chosen
+        joined = [one for one in group if one.accepted]
+        route.addressees.extend(joined)
+        Route(walk).refused([one for one in group if not one.accepted], "rcpt")
 
     async def _fan_out(self, addressees: Sequence[tuple[Addressee, NextHop | None]], deadline: float) -> None:
         by_hop: dict[NextHop, list[Addressee]] = {}
@@ -153,22 +171,22 @@ class Transaction:
                 self._services.slots.connection_ended(key)
 
     def _route(self, next_hop: NextHop) -> Route:
-        """A fresh walk for this next hop, with its own decision id."""
-        self.decisions += 1
-        walk = Walk(
-            self._services,
-            self._settings,
-            self._listener,
-            next_hop,
-            self.mail,
-            f"{self._session}.{self.decisions}",
-        )
-        route = Route(walk, began=self._services.clock.monotonic())
+        """A route with a fresh walk for this next hop."""
+        route = Route(self._walk(next_hop), began=self._services.clock.monotonic())
         before = self._routes.get(next_hop)
         if before is not None:
             route.addressees = before.addressees
         self._routes[next_hop] = route
         return route
+
+    def _walk(self, next_hop: NextHop) -> Walk:
+        """With its own decision id."""
+        self.decisions += 1
+        id_ = f"{self._session}.{self.decisions}"
+        common = (self._services, self._settings, self._listener, next_hop, self.mail, id_)
+        if self._interception is not None:
+            return InterceptedWalk(*common, interception=self._interception)
+        return Walk(*common)
 
     # -- DATA
 

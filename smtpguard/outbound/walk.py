@@ -6,7 +6,7 @@ and after two hosts that were told MAIL.  A later host's 5xx never bounces what 
 A 2xx that was lost with its connection before the MTA heard of it counts for nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
@@ -18,10 +18,11 @@ from smtpguard.dns.records import MxHost
 from smtpguard.dns.resolver import Lookups
 from smtpguard.events import Emit
 from smtpguard.names import Domain, IpAddress
+from smtpguard.net.limits import AddressMemory
 from smtpguard.net.link import ClientLink
 from smtpguard.net.wire import Interrupted, WireLost
 from smtpguard.outbound.gather import Gathering, Plan, StsLookups
-from smtpguard.outbound.host import Candidate, HostFailed, Hosts, Opened
+from smtpguard.outbound.host import Candidate, Greeted, HostFailed, Hosts, Opened
 from smtpguard.outbound.pool import Pool
 from smtpguard.outbound.report import host_opened, host_skipped, observed, plan_skipped, unusable_tlsa
 from smtpguard.outbound.routes import NextHop
@@ -69,6 +70,8 @@ class Services:
     clock: Clock
     random: Random
     emit: Emit
+    addresses: AddressMemory = field(default_factory=AddressMemory)
+    """What the mail hosts that intercepted mail went to were seen at."""
 
 
 @dataclass(slots=True)
@@ -97,6 +100,16 @@ class Walk:
     async def run(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Give every addressee its reply.  `deadline` is on the monotonic clock; then `451 4.4.2`."""
         self._deadline = deadline
+        await self._gathered(self._walk, addressees, deadline)
+        self._answer_rest(addressees)
+
+    async def _gathered(
+        self,
+        step: Callable[[Gathering, Sequence[Addressee]], Awaitable[None]],
+        addressees: Sequence[Addressee],
+        deadline: float,
+    ) -> None:
+        """`step` with the look-ups running beside it, until `deadline`."""
         gathering = Gathering(
             self.next_hop,
             self.applied,
@@ -110,12 +123,11 @@ class Walk:
         with trio.move_on_at(deadline) as scope:
             async with trio.open_nursery() as nursery:
                 gathering.start(nursery)
-                await self._walk(gathering, addressees)
+                await step(gathering, addressees)
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             detail = self.failures[-1].reply.text if self.failures else ""
             self._fail(Reason(ReasonCode.BUDGET, self.next_hop.key, detail))
-        self._answer_rest(addressees)
 
     async def more(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Further recipients for the open transaction."""
@@ -212,6 +224,10 @@ class Walk:
                 return True
         return False
 
+    def _greeted(self, candidate: Candidate) -> Greeted | None:
+        """A host that has greeted already and waits for this very walk (interception)."""
+        return None
+
     def _share(self) -> float:
         """Until when an address that is not the last may keep us waiting: half of what is left, so that one that
         answers nothing leaves time for the next."""
@@ -222,9 +238,13 @@ class Walk:
         self, candidate: Candidate, plan: Plan, *, last: bool, until: float, fresh: bool = False
     ) -> Opened | HostFailed:
         began = self.services.clock.monotonic()
-        opened: Opened | HostFailed | None = None if fresh else self.services.pool.take(candidate, plan.requirement)
+        greeted = None if fresh else self._greeted(candidate)
+        pooled = not fresh and greeted is None
+        opened: Opened | HostFailed | None = self.services.pool.take(candidate, plan.requirement) if pooled else None
         if opened is None:
-            opened = await self.services.hosts.open_host(candidate, plan.requirement, last=last, until=until)
+            opened = await self.services.hosts.open_host(
+                candidate, plan.requirement, last=last, until=until, greeted=greeted
+            )
         if isinstance(opened, HostFailed):
             if opened.reply is not None:
                 self._relayed_failure(opened.reply, candidate, plan, opened.reasons[-1])

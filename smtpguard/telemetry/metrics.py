@@ -34,6 +34,8 @@ from smtpguard.events import (
     HostSkipped,
     IdentityWarning,
     InboundTls,
+    Intercepted,
+    InterceptedElsewhere,
     InternalError,
     Lifecycle,
     LimitHit,
@@ -102,6 +104,9 @@ class Metrics:
         self._observed = counter(
             "policy_observed", "What policies judged but not enforced would have done", "kind", "would"
         )
+        self._intercepted = counter(
+            "intercepted", "Deliveries of intercepted connections, by whose the original address is", "verdict"
+        )
         self._lost = counter("final_replies_lost", "Messages that may be duplicated by a retry", "side")
         self._sts = counter("sts_events", "What happened to MTA-STS policies", "event")
         self._dns = counter("dns_lookups", "DNS queries sent, by outcome", "status")
@@ -153,6 +158,8 @@ class Metrics:
             HostOpened: self._host_opened,
             HostSkipped: self._host_skipped,
             PolicyObserved: self._policy_observed,
+            Intercepted: self._intercepted_as,
+            InterceptedElsewhere: self._intercepted_as,
             FinalReplyLost: lambda e: self._lost.labels(self._word("side", e.side)).inc(),
             Violation: lambda e: self._violations.labels(e.direction, self._word("kind", e.kind)).inc(),
             SessionOpened: lambda e: self._open.labels(e.direction).inc(),
@@ -223,6 +230,9 @@ class Metrics:
 
     def _policy_observed(self, event: PolicyObserved) -> None:
         self._observed.labels(self._word("observed", event.kind), self._word("would", event.would)).inc()
+
+    def _intercepted_as(self, event: Intercepted) -> None:
+        self._intercepted.labels(self._word("verdict", event.verdict)).inc()
 
     def _session_closed(self, event: SessionClosed) -> None:
         self._sessions.labels(event.direction, self._word("cause", event.cause)).inc()

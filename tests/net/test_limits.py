@@ -1,10 +1,13 @@
 """Counters: slots per key, and the memory of failures.  (DESIGN §6)"""
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpguard.net.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, FailureMemory, Slots
+from smtpguard.names import parse_domain
+from smtpguard.net.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, AddressMemory, FailureMemory, Slots
 
 
 def test_slots_are_counted_per_key() -> None:
@@ -81,3 +84,28 @@ def test_the_memory_is_bounded() -> None:
         memory.failed(key, 0)
     assert len(memory) == 3
     assert [memory.is_remembered(key, 1) for key in range(5)] == [False, False, True, True, True]
+
+
+def test_address_memory_of_a_day() -> None:
+    """MX-18: what a look-up saw counts for 24 hours, and seeing it again begins anew."""
+    memory = AddressMemory()
+    host, other = parse_domain("mx.example.org"), parse_domain("mx2.example.org")
+    one, two = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+    memory.saw(host, [one, two], 0)
+    assert memory.had(host, one, 86_400)
+    assert not memory.had(host, one, 86_401)
+    assert not memory.had(other, one, 1)
+    memory.saw(host, [two], 86_400)
+    assert memory.had(host, two, 100_000)
+    assert not memory.had(host, one, 100_000)
+
+
+def test_address_memory_is_bounded() -> None:
+    memory = AddressMemory(capacity=3)
+    host = parse_domain("mx.example.org")
+    for number in range(5):
+        memory.saw(host, [ip_address(number)], float(number))
+    memory.saw(host, [ip_address(2)], 9.0)
+    memory.saw(host, [ip_address(7)], 10.0)
+    assert len(memory) == 3
+    assert [number for number in range(8) if memory.had(host, ip_address(number), 10.0)] == [2, 4, 7]

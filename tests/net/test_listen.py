@@ -127,6 +127,22 @@ def test_other_failures_name_the_way_out(number: int, told: str, monkeypatch: py
     assert "\n" not in str(caught.value)
 
 
+def test_a_transparent_listener_needs_a_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MX-17: without it, the line says what to do; all other listeners do without."""
+    options: list[tuple[int, int]] = []
+
+    def refuse(self: socket.socket, level: int, option: int, value: int) -> None:
+        options.append((level, option))
+        if (level, option) in ((0, 19), (41, 75)):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    for address in ("127.0.0.1", "::1"):
+        with pytest.raises(ListenFailed, match=r"for TPROXY: Operation not permitted; it needs CAP_NET_ADMIN"):
+            open_listeners([Bind(ip_address(address), 0, transparent=True)])
+    assert {(0, 19), (41, 75)} <= set(options)
+
+
 def test_a_unix_socket_is_for_owner_and_group(tmp_path: Path) -> None:
     group = grp.getgrgid(os.getgid()).gr_name
     path = tmp_path / "s"

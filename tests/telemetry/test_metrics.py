@@ -138,6 +138,18 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
             1,
         ),
         (
+            events.Intercepted(id="a.1", domain="d", original="192.0.2.1:25", verdict="mapped", mx="m"),
+            "intercepted_total",
+            {"verdict": "mapped"},
+            1,
+        ),
+        (
+            events.InterceptedElsewhere(id="a.1", domain="d", original="192.0.2.1:25", verdict="rerouted"),
+            "intercepted_total",
+            {"verdict": "rerouted"},
+            1,
+        ),
+        (
             FinalReplyLost(id="a.1", domain="d", mx="m", side="upstream"),
             "final_replies_lost_total",
             {"side": "upstream"},
