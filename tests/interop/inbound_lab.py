@@ -1,9 +1,11 @@
 """Real MTAs behind smtpguard, and a client network before it, in a network namespace of its own.
 
-    clients 198.51.100.7, 2001:db8:7::7 -> smtpguard 203.0.113.25 and .26 -> Postfix 127.0.0.1:2525, Exim 127.0.0.1:2535
+    clients 198.51.100.7, 2001:db8:7::7 -> smtpguard 203.0.113.25 -> Postfix 127.0.0.1:2525
+                                           smtpguard 203.0.113.26 -> Exim 127.0.0.1:2535
+                                           smtpguard 203.0.113.27 -> OpenSMTPD 127.0.0.1:2545
     a Postfix that sends by DANE        -> smtpguard 203.0.113.25:25
 
-Both MTAs behind trust 127.0.0.0/8, from where smtpguard comes: whoever is not told apart from it may relay.
+The MTAs behind trust 127.0.0.0/8, from where smtpguard comes: whoever is not told apart from it may relay.
 """
 
 import os
@@ -19,14 +21,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from smtpguard.sandbox.certificates import tlsa
 from tests.interop import zones
-from tests.interop.lab import EXIM
 from tests.interop.namespace import own_network
-from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, spawn_exim, spawn_opensmtpd, wait_for
 from tests.interop.zones import KNOT, UNBOUND, Zone
 from tests.support.certificates import Issued, authority, issue
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-MX, MX6, EXIM_MX = "203.0.113.25", "2001:db8:25::25", "203.0.113.26"
+MX, MX6, EXIM_MX, OPENSMTPD_MX = "203.0.113.25", "2001:db8:25::25", "203.0.113.26", "203.0.113.27"
 CLIENT, CLIENT6, CLIENT_NAME = "198.51.100.7", "2001:db8:7::7", "client.clients.test"
 SECOND_ADMIN = 9826
 HAPROXY_PORT, UNLISTED_PORT = 2526, 2527
@@ -49,9 +50,10 @@ class InboundLab:
         return (self.directory / "exim" / "log" / "mainlog").read_text()
 
     def delivered(self, marker: bytes) -> list[bytes]:
-        """The messages in the mailboxes of both MTAs that hold `marker`."""
+        """The messages in the mailboxes of the MTAs that hold `marker`."""
         found = []
-        for path in (*(self.directory / "mail").glob("all/new/*"), *(self.directory / "exim" / "mail").glob("new/*")):
+        boxes = ("mail/all/new/*", "exim/mail/new/*", "osmtpd/mail/new/*")
+        for path in (path for box in boxes for path in self.directory.glob(box)):
             octets = path.read_bytes()
             if marker in octets:
                 found.append(octets)
@@ -95,7 +97,7 @@ def open_inbound_lab() -> Iterator[InboundLab]:
     now = datetime.now(UTC)
     valid = {"not_before": now - timedelta(days=1), "not_after": now + timedelta(days=89)}
     root = authority("Lab Root", key_cert_sign=True, **valid)
-    names = ["mx.in.test", "exim.in.test"]
+    names = ["mx.in.test", "exim.in.test", "osmtpd.in.test"]
     shown = issue(
         names[0],
         authority("Lab Issuer", root, key_cert_sign=True, **valid),
@@ -115,7 +117,7 @@ def open_inbound_lab() -> Iterator[InboundLab]:
         trust_file,
         pem_file,
     )
-    addresses = [f"{address}/32" for address in (MX, EXIM_MX, CLIENT)] + [f"{MX6}/128", f"{CLIENT6}/128"]
+    addresses = [f"{address}/32" for address in (MX, EXIM_MX, OPENSMTPD_MX, CLIENT)] + [f"{MX6}/128", f"{CLIENT6}/128"]
     with own_network(*addresses):
         try:
             _start(lab, shown)
@@ -133,6 +135,7 @@ def _start(lab: InboundLab, shown: Issued) -> None:
     _dns(lab, shown)
     _postfix(lab)
     _exim(lab)
+    _opensmtpd(lab)
     lab.sender.start(
         "myhostname = out.clients.test\ninet_interfaces = 127.0.0.1\nmydestination =\nmynetworks = 127.0.0.0/8\n"
         "smtp_tls_security_level = dane\nsmtp_dns_support_level = dnssec\nsmtp_tls_loglevel = 1\n"
@@ -151,6 +154,7 @@ def _start(lab: InboundLab, shown: Issued) -> None:
             f"{MX}:465", tls="implicit", upstream="127.0.0.1:2525", pass_client="xclient", unlimited_from=unlimited
         )
         + lab.listener(f"{EXIM_MX}:25", upstream="127.0.0.1:2535", pass_client="proxy-v2")
+        + lab.listener(f"{OPENSMTPD_MX}:25", upstream="127.0.0.1:2545", pass_client="proxy-v2")
         + lab.listener(f"{EXIM_MX}:587", submission=True, upstream="127.0.0.1:2535", pass_client="proxy-v2")
         + lab.listener(
             f"{EXIM_MX}:465", tls="implicit", submission=True, upstream="127.0.0.1:2535", pass_client="proxy-v2"
@@ -210,23 +214,17 @@ default_transport = discard:
 def _exim(lab: InboundLab) -> None:
     """Exim with the lines of docs/inbound.md (deploy/exim/inbound.conf), and one user who may log in."""
     directory = lab.directory / "exim"
-    for name in ("spool", "log", "mail"):
-        (directory / name).mkdir(parents=True)
-        shutil.chown(directory / name, "Debian-exim", "Debian-exim")
-    config = directory / "exim.conf"
-    config.write_text(
+    spawn_exim(
+        lab.processes,
+        directory,
         f"""primary_hostname = exim.in.test
-exim_path = {EXIM}
 domainlist local_domains = exim.in.test
 hostlist relay_from_hosts = 127.0.0.0/8
 {(DEPLOY / "exim" / "inbound.conf").read_text()}
 log_selector = +incoming_port +proxy
-spool_directory = {directory}/spool
-log_file_path = {directory}/log/%slog
-pid_file_path = {directory}/spool/pid
 acl_smtp_rcpt = rcpt
-keep_environment =
-begin acl
+""",
+        f"""begin acl
 rcpt:
   accept domains = +local_domains
          local_parts = ^user[0-9]*\\$
@@ -250,14 +248,25 @@ plain:
   public_name = PLAIN
   server_condition = ${{if and{{{{eq{{$auth2}}{{user}}}}{{eq{{$auth3}}{{secret}}}}}}}}
   server_set_id = $auth2
-"""
+""",
     )
-    spawn(
+
+
+def _opensmtpd(lab: InboundLab) -> None:
+    """OpenSMTPD with the line of deploy/opensmtpd/inbound.conf; it relays for 127.0.0.0/8 (not `local`: to OpenSMTPD
+    that is every address of this host, and the lab's clients have such)."""
+    directory = lab.directory / "osmtpd"
+    spawn_opensmtpd(
         lab.processes,
-        lab.directory / "exim.log",
-        EXIM,
-        *("-C", config, "-bdf", "-q1m"),
-        ready=(directory / "spool" / "pid").exists,
+        directory,
+        (DEPLOY / "opensmtpd" / "inbound.conf").read_text()
+        + f"""table users {{ "@" = "nobody" }}
+action "in" maildir "{directory}/mail" virtual <users>
+action "out" relay
+match from any for domain "osmtpd.in.test" action "in"
+match from src "127.0.0.0/8" for any action "out"
+""",
+        ("127.0.0.1", 2545),
     )
 
 

@@ -1,7 +1,7 @@
-"""A small Internet of real servers: knot signs, unbound validates, Postfix and Exim receive, nginx serves policies.
+"""A small Internet of real servers: knot signs, unbound validates, three kinds of MTA receive, nginx serves policies.
 
     knot 127.53.0.1:53 -> unbound 127.0.0.1:53 -> smtpguard -> Postfix 127.25.0.x:25, one address a certificate
-    three Postfix instances that send, each with files of deploy/postfix verbatim -> smtpguard 127.0.0.1:10027, :10026
+    three Postfix, Exim and OpenSMTPD send, with files of deploy/ verbatim -> smtpguard 127.0.0.1:10027, :10026
 
 All of it lives in a network namespace of its own and in one temporary directory.
 """
@@ -18,14 +18,16 @@ from pathlib import Path
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
 from tests.interop.namespace import BLACK_HOLE, own_network
-from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, spawn_exim, spawn_opensmtpd, wait_for
 from tests.interop.zones import KNOT, UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "postfix"
 POLICY_HOST, SCRIPTED = "127.25.0.80", "127.25.0.81"
 SUBMISSION, VERIFIED = 2500, 2501
 MANY = 20
-EXIM = "/var/lib/smtpguard-interop/exim/usr/sbin/exim4"
+
+SENDING = {"exim": "127.25.1.8", "opensmtpd": "127.25.1.9"}
+"""Where the other sending MTAs take mail, on port 2500."""
 
 VARIANTS = {"lmtp": "smtpguard", "smtp": "smtpguard-smtp", "domains": "smtpguard-domains"}
 """The sending instances, and which main.cf.* and master.cf.* of deploy/postfix each has, as they are."""
@@ -40,11 +42,12 @@ class Site:
     signed: bool
 
 
+_SIGNED = {"dane", "swap", "exim", "bogus"}
 SITES = {
-    name: Site(f"{name}.test", f"127.25.0.{number}", name in {"dane", "swap", "exim", "bogus"})
-    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "mute", "exim"), 1)
+    name: Site(f"{name}.test", f"127.25.0.{number}", name in _SIGNED)
+    for number, name in enumerate(("dane", "swap", "sts", "stsbad", "plain", "bogus", "mute", "exim", "osmtpd"), 1)
 }
-_ELSEWHERE = {"mute", "exim"}
+_ELSEWHERE = {"mute", "exim", "osmtpd"}
 """Sites whose host is not the receiving Postfix."""
 
 
@@ -66,7 +69,8 @@ class Lab:
     def delivered(self, marker: bytes) -> list[bytes]:
         """The messages in the receivers' mailboxes that hold `marker`."""
         found = []
-        for path in (*(self.directory / "mail").glob("all/new/*"), *(self.directory / "exim" / "mail").glob("new/*")):
+        boxes = ("mail/all/new/*", "exim/mail/new/*", "osmtpd/mail/new/*")
+        for path in (path for box in boxes for path in self.directory.glob(box)):
             octets = path.read_bytes()
             if marker in octets:
                 found.append(octets)
@@ -130,6 +134,7 @@ def _start(lab: Lab) -> None:
     _policies(lab, maker.leaf(public, ["mta-sts.sts.test", "mta-sts.stsbad.test"]))
     _receiver(lab, shown)
     _exim(lab, shown["exim"])
+    _opensmtpd(lab)
     for name in VARIANTS:
         _sender(lab.senders[name], name)
     lab.smtpguard.config.write_text(
@@ -240,30 +245,26 @@ def _receiving(address: str, name: str, shown: Credential) -> str:
 
 
 def _exim(lab: Lab, shown: Credential) -> None:
-    """Exim as the mail host of exim.test; unpacked by install.sh, with a configuration of our own."""
+    """Exim as the mail host of exim.test, and as an MTA that sends with the files of deploy/exim as they are."""
+    address = SITES["exim"].address
     directory = lab.directory / "exim"
-    for name in ("spool", "log", "mail"):
-        (directory / name).mkdir(parents=True)
-        shutil.chown(directory / name, "Debian-exim", "Debian-exim")
+    directory.mkdir()
     pem = directory / "exim.pem"
     shutil.copy(shown.pem_file, pem)
     shutil.chown(pem, "Debian-exim")
-    config = directory / "exim.conf"
-    config.write_text(
+    spawn_exim(
+        lab.processes,
+        directory,
         f"""primary_hostname = mx.exim.test
-exim_path = {EXIM}
 domainlist local_domains = exim.test
 daemon_smtp_ports = 25
-local_interfaces = {SITES["exim"].address}
-spool_directory = {directory}/spool
-log_file_path = {directory}/log/%slog
-pid_file_path = {directory}/spool/pid
+local_interfaces = {address}
 tls_advertise_hosts = *
 tls_certificate = {pem}
 tls_privatekey = {pem}
 acl_smtp_rcpt = rcpt
-keep_environment =
-begin acl
+""",
+        f"""begin acl
 rcpt:
   accept domains = +local_domains
          local_parts = ^user[0-9]*\\$
@@ -278,9 +279,56 @@ maildir:
   directory = {directory}/mail
   maildir_format
   user = Debian-exim
-"""
+""",
     )
-    _spawn(lab, "exim", EXIM, "-C", config, "-bdf", "-q1m", ready=(directory / "spool" / "pid").exists)
+    shipped = DEPLOY.parent / "exim"
+    spawn_exim(
+        lab.processes,
+        lab.directory / "sender-exim",
+        f"""primary_hostname = out.sender.test
+domainlist local_domains =
+daemon_smtp_ports = 2500
+local_interfaces = {SENDING["exim"]}
+tls_advertise_hosts =
+acl_smtp_rcpt = rcpt
+""",
+        f"""begin acl
+rcpt:
+  accept
+begin routers
+{(shipped / "outbound-router.conf").read_text()}
+begin transports
+{(shipped / "outbound-transport.conf").read_text()}
+begin retry
+* * F,1h,15m
+""",
+    )
+
+
+def _opensmtpd(lab: Lab) -> None:
+    """OpenSMTPD as the mail host of osmtpd.test, and as an MTA that sends with the file of deploy/opensmtpd.
+
+    In clear: Debian 12's version 6.8 fails every TLS handshake ("EVP lib"), as it was not made for OpenSSL 3.
+    """
+    address, sending = SITES["osmtpd"].address, SENDING["opensmtpd"]
+    directory = lab.directory / "osmtpd"
+    spawn_opensmtpd(
+        lab.processes,
+        directory,
+        f"""table users {{ "@" = "nobody" }}
+listen on {address} port 25 hostname mx.osmtpd.test
+action "in" maildir "{directory}/mail" virtual <users>
+match from any for domain "osmtpd.test" action "in"
+""",
+        (address, 25),
+    )
+    spawn_opensmtpd(
+        lab.processes,
+        lab.directory / "sender-opensmtpd",
+        f"listen on {sending} port 2500 hostname out.sender.test\n"
+        + (DEPLOY.parent / "opensmtpd" / "outbound.conf").read_text(),
+        (sending, 2500),
+    )
 
 
 def _sender(postfix: Postfix, variant: str) -> None:

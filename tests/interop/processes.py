@@ -52,6 +52,48 @@ def spawn(
     return process
 
 
+TOOLS = Path("/var/lib/smtpguard-interop")
+EXIM = TOOLS / "exim" / "usr" / "sbin" / "exim4"
+OPENSMTPD = TOOLS / "opensmtpd" / "usr" / "sbin" / "smtpd"
+
+
+def spawn_exim(processes: list[subprocess.Popen[bytes]], directory: Path, main: str, sections: str) -> None:
+    """Exim in `directory` with these lines of the main section, and the sections from `begin acl` on."""
+    for name in ("spool", "log", "mail"):
+        (directory / name).mkdir(parents=True)
+        shutil.chown(directory / name, "Debian-exim", "Debian-exim")
+    config = directory / "exim.conf"
+    config.write_text(
+        f"exim_path = {EXIM}\nspool_directory = {directory}/spool\nlog_file_path = {directory}/log/%slog\n"
+        f"pid_file_path = {directory}/spool/pid\nkeep_environment =\n{main}{sections}"
+    )
+    log = directory.with_name(f"{directory.name}.log")
+    spawn(processes, log, EXIM, "-C", config, "-bdf", "-q1m", ready=(directory / "spool" / "pid").exists)
+
+
+def spawn_opensmtpd(
+    processes: list[subprocess.Popen[bytes]], directory: Path, config: str, ready: tuple[str, int]
+) -> None:
+    """OpenSMTPD, with a spool of its own; `ready` is where it listens.  Its log is `<directory>.log`."""
+    directory.mkdir(exist_ok=True)
+    (directory / "mail").mkdir()
+    shutil.chown(directory / "mail", "nobody", "nogroup")
+    path = directory / "smtpd.conf"
+    path.write_text(config)
+    spool = "/var/spool/smtpd"
+    script = (
+        f"mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs {spool} && chmod 711 {spool} && "
+        f"mkdir -m 700 {spool}/purge && chown opensmtpq {spool}/purge && exec {OPENSMTPD} -d -f {path}"
+    )
+    log = directory.with_name(f"{directory.name}.log")
+    spawn(processes, log, "unshare", "--mount", "sh", "-c", script, ready=lambda: listens(*ready))
+
+
+def listens(address: str, port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((address, port)) == 0
+
+
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask all of them to end, and see to it."""
     for process in processes:

@@ -26,9 +26,8 @@ def test_delivered_octet_for_octet(lab: Lab, sender: Postfix, domain: str) -> No
     assert "status=sent" in line
     auth = {"dane.test": "dane", "exim.test": "dane", "sts.test": "pkix", "plain.test": "none"}[domain]
     (decision,) = re.findall(r" (\S+)\)\)$", line)
-    assert re.search(
-        rf"event=delivered id={re.escape(decision)} domain={re.escape(domain)} .*auth={auth} ", lab.smtpguard.log
-    )
+    logged = rf"event=delivered id={re.escape(decision)} domain={re.escape(domain)} .*auth={auth} "
+    wait_for("our own line", lambda: re.search(logged, lab.smtpguard.log))
 
 
 @pytest.mark.parametrize(

@@ -592,7 +592,9 @@ def test_any_octets_get_one_reply_a_line(parts: list[bytes]) -> None:
     for part in parts:
         heard += run(server, part, lambda slot: setattr(slot, "reply", slot.reply or OK))
     lines = b"".join(parts).count(b"\r\n")
-    assert len(codes(heard)) == lines
+    told = codes(heard)
+    assert len(told) == lines or (told[-1].startswith("221") and len(told) < lines)  # nothing is answered behind QUIT
+    assert not any(code.startswith("221") for code in told[:-1])
     assert not heard.translate(None, bytes(range(32, 127)) + b"\r\n")
     assert all(len(line) <= 510 for line in heard.split(b"\r\n"))
 
