@@ -32,7 +32,8 @@ unlinked() {
   ldd "$daemon" | awk '/not found/ { print $1 }'
 }
 
-install postfix postfix-sqlite knot knot-dnsutils unbound nginx-light openssl iproute2 passwd
+install postfix postfix-sqlite knot knot-dnsutils unbound nginx-light openssl iproute2 passwd \
+  nftables iptables
 
 # Debian's MTAs exclude each other as packages, so Exim is only unpacked, beside Postfix; its libraries are installed.
 if [ ! -x "$daemon" ] || [ -n "$(unlinked)" ]; then

@@ -131,16 +131,17 @@ class Postfix:
 
 @dataclass
 class Smtpguard:
-    """The proxy as a process."""
+    """The proxy as a process; `prefix` is the command that runs it, as another user for example."""
 
     config: Path
     log_path: Path
+    prefix: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     handed_over: bool = False
 
     def start(self, sockets: Sequence[socket.socket] = ()) -> None:
         """Run it; `sockets` are handed over as systemd would (LISTEN_FDS), the first as descriptor 3."""
-        command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
+        command = [*self.prefix, sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
         self.handed_over = bool(sockets)
         if sockets:
             moves = " ".join(f"{number}<&{sock.fileno()}" for number, sock in enumerate(sockets, 3))
