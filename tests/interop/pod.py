@@ -112,8 +112,8 @@ def open_pod() -> Iterator[Pod]:
             Network(),
             Network(),
             Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log", prefix),
-            Postfix(directory / "sender", "127.0.0.1", UNBOUND),
-            Postfix(directory / "receiver"),
+            Postfix(directory / "sender", "127.0.0.1", UNBOUND, "all"),
+            Postfix(directory / "receiver", protocols="all"),
         )
         try:
             _links(pod)
@@ -206,7 +206,7 @@ level = "debug"
     with pod.network.entered():
         # Debian's main.cf as its package makes it, and nothing about smtpguard.
         pod.sender.start(
-            "inet_protocols = all\nmyhostname = out.sender.test\nmydestination =\nmynetworks = 127.0.0.0/8\n"
+            "myhostname = out.sender.test\nmydestination =\nmynetworks = 127.0.0.0/8\n"
             + (DEBIAN / "main.cf.tls").read_text(),
             f"127.0.0.1:{SUBMISSION} inet n - n - - smtpd\n",
         )
@@ -253,8 +253,7 @@ def _receiver(pod: Pod, shown: dict[str, Credential]) -> None:
         services += f"{where} inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
         services += f"  -o myhostname=mx.{name}.test\n"
     pod.receiver.start(
-        f"""inet_protocols = all
-myhostname = mx.test
+        f"""myhostname = mx.test
 mydestination =
 virtual_mailbox_domains = {" ".join(f"{name}.test" for name in SITES)}
 virtual_mailbox_base = {mail}

@@ -128,6 +128,34 @@ async def test_our_greeting_follows_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("greeting", "name"),
+    [
+        ("220 {name} ESMTP", "mx.a.example"),
+        ("220 MX.A.example. ready", "mx.a.example"),
+        ("220 ***************", "[127.10.1.1]"),
+        (("220-hello", "220 there"), "hello"),
+        ("220", "[127.10.1.1]"),
+    ],
+)
+async def test_the_mta_hears_the_name_of_the_host_it_called(tmp_path: Path, greeting: str, name: str) -> None:
+    """Our name is mostly the MTA's: greeted with it, Postfix would bounce the mail as a loop."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.behave(A.domain, greeting=greeting)
+        client = await there.connect(there.mx(A.domain))
+        assert str(await client.reply()).startswith(f"220 {name} ")
+        assert str(await client.hello("mta.example")).startswith(f"250 {name} ")
+        await client.quit()
+
+
+async def test_the_name_of_a_host_that_was_not_called(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        for address, name in (("10.7.7.7", "[10.7.7.7]"), ("fd00::7", "[IPv6:fd00::7]")):
+            client = await there.connect(there.at(address))
+            assert str(await client.reply()).startswith(f"220 {name} ")
+            await client.quit()
+
+
+@pytest.mark.parametrize(
     ("behaviour", "reply"),
     [
         (
