@@ -212,7 +212,7 @@ class InterceptedWalk(Walk):
     async def _begin_there(self, located: _Located, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
         plan, address = located.plan, self.interception.original.address
         assert address is not None
-        if isinstance(plan, Plan) and not self.interception.forbidden:
+        if isinstance(plan, Plan):  # else the walk says why the host is out
             there = replace(plan, addresses=(address,))
             if await self._try_plan(there, located.host, addressees, strict=False, last=False):
                 return

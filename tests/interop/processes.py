@@ -65,8 +65,8 @@ class Postfix:
         (self.config / "main.cf").write_text(
             f"compatibility_level = 3.6\nqueue_directory = {self.directory}/queue\n"
             f"data_directory = {self.directory}/data\nmaillog_file = {self.directory}/log\n"
-            f"maillog_file_prefixes = {self.directory}\ninet_protocols = {self.protocols}\nalias_maps =\nalias_database =\n"
-            "biff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
+            f"maillog_file_prefixes = {self.directory}\ninet_protocols = {self.protocols}\n"
+            "alias_maps =\nalias_database =\nbiff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
         )
         master = Path("/etc/postfix/master.cf.proto").read_text()
         master = re.sub(r"(?m)^smtp +inet .*\n", "", master)
