@@ -98,16 +98,19 @@ class _Session:
         self._transactions = 0
         self._tls: TlsOutcome | None = None
         self._in_content = False
-        lmtp = listener.protocol == "lmtp"
+        self._speak_as(settings.hostname)
+
+    def _speak_as(self, name: str) -> None:
+        """The dialogue with the MTA, before its first word; `name` is that of greeting and EHLO reply."""
         offer = Offer(
-            size=settings.max_octets,
-            rcpt_max=settings.max_recipients,
-            rcpt_domain_max=None if listener.intercept else 1,
-            dsn=settings.dsn == "pass",
-            starttls=listener.tls is not None,
+            size=self._settings.max_octets,
+            rcpt_max=self._settings.max_recipients,
+            rcpt_domain_max=None if self._listener.intercept else 1,
+            dsn=self._settings.dsn == "pass",
+            starttls=self._listener.tls is not None,
         )
-        self._dialogue = ServerDialogue(hostname=settings.hostname, lmtp=lmtp, offer=offer)
-        self._link = ServerLink(wire, self._dialogue)
+        self._dialogue = ServerDialogue(hostname=name, lmtp=self._listener.protocol == "lmtp", offer=offer)
+        self._link = ServerLink(self._wire, self._dialogue)
 
     async def run(self) -> None:
         began = self._clock.monotonic()
@@ -195,6 +198,7 @@ class _Session:
         )
         if isinstance(met, Interception):
             self._interception = met
+            self._speak_as(met.name)
             return None
         if met.code in (ReasonCode.NOT_REDIRECTED, ReasonCode.OWN_TRAFFIC):
             self._violation(met.code.token.partition("/")[2].replace("-", "_"), met.subject)

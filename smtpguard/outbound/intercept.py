@@ -8,10 +8,12 @@ deferred where the address is not one of the Internet, since then the MTA meant 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Address
 from typing import Final
 
 from smtpguard.dns.records import MxHost
 from smtpguard.events import DeliveryRefused, Emit, Intercepted, InterceptedElsewhere
+from smtpguard.names import NameInvalid, parse_domain
 from smtpguard.net.connect import Verdict
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.outbound.gather import Gathering, Plan
@@ -39,6 +41,17 @@ class Interception:
     direct: bool
     forbidden: str = ""
     greeted: Greeted | None = None
+
+    @property
+    def name(self) -> str:
+        """Whom the MTA hears: the host that it called.  Our own name is mostly the MTA's too, which would bounce all
+        mail as a loop if it were greeted with it; and a real loop of its own it should see."""
+        greeting = self.greeted.greeting if self.greeted is not None else ""
+        try:
+            return parse_domain(greeting.partition(" ")[0])
+        except NameInvalid:
+            address = self.original.address
+            return f"[{'IPv6:' if isinstance(address, IPv6Address) else ''}{address}]"
 
     def take(self, candidate: Candidate) -> Greeted | None:
         """The waiting host under the name that is known by now; once, and only while its connection lives."""
@@ -199,7 +212,7 @@ class InterceptedWalk(Walk):
     async def _begin_there(self, located: _Located, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
         plan, address = located.plan, self.interception.original.address
         assert address is not None
-        if isinstance(plan, Plan) and not self.interception.forbidden:
+        if isinstance(plan, Plan):  # else the walk says why the host is out
             there = replace(plan, addresses=(address,))
             if await self._try_plan(there, located.host, addressees, strict=False, last=False):
                 return

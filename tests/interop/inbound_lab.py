@@ -112,7 +112,7 @@ def open_inbound_lab() -> Iterator[InboundLab]:
     lab = InboundLab(
         directory,
         Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log"),
-        Postfix(directory / "postfix"),
+        Postfix(directory / "postfix", protocols="all"),
         Postfix(directory / "sender", "127.25.1.1", UNBOUND),
         trust_file,
         pem_file,
@@ -207,7 +207,6 @@ default_transport = discard:
         + (DEPLOY / "postfix" / "main.cf.inbound").read_text(),
         (DEPLOY / "postfix" / "master.cf.inbound").read_text()
         + f"127.0.0.1:{UNLISTED_PORT} inet n - n - - smtpd\n  -o smtpd_authorized_xclient_hosts=\n",
-        protocols="all",
     )
 
 

@@ -113,6 +113,7 @@ class Postfix:
     directory: Path
     address: str = ""
     resolver: str = ""
+    protocols: str = "ipv4"
     _start: list[str] = field(default_factory=list, repr=False)
 
     @property
@@ -124,7 +125,7 @@ class Postfix:
         path = self.directory / "log"
         return path.read_text() if path.exists() else ""
 
-    def start(self, main: str, services: str, copied: Sequence[Path] = (), protocols: str = "ipv4") -> None:
+    def start(self, main: str, services: str, copied: Sequence[Path] = ()) -> None:
         """Run it with these parts of main.cf and master.cf, and files copied beside them."""
         for name in ("etc", "queue", "data"):
             (self.directory / name).mkdir(parents=True)
@@ -132,8 +133,8 @@ class Postfix:
         (self.config / "main.cf").write_text(
             f"compatibility_level = 3.6\nqueue_directory = {self.directory}/queue\n"
             f"data_directory = {self.directory}/data\nmaillog_file = {self.directory}/log\n"
-            f"maillog_file_prefixes = {self.directory}\ninet_protocols = {protocols}\nalias_maps =\nalias_database =\n"
-            "biff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
+            f"maillog_file_prefixes = {self.directory}\ninet_protocols = {self.protocols}\n"
+            "alias_maps =\nalias_database =\nbiff = no\nsmtputf8_enable = yes\nlocal_recipient_maps =\n" + main
         )
         master = Path("/etc/postfix/master.cf.proto").read_text()
         master = re.sub(r"(?m)^smtp +inet .*\n", "", master)
@@ -204,10 +205,11 @@ class Postfix:
 
 @dataclass
 class Smtpguard:
-    """The proxy as a process."""
+    """The proxy as a process; `prefix` is the command that runs it, as another user for example."""
 
     config: Path
     log_path: Path
+    prefix: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     handed_over: bool = False
     admin_port: int = 9825
@@ -217,7 +219,7 @@ class Smtpguard:
 
         `ready` False: wait for its admin address only.
         """
-        command = [sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
+        command = [*self.prefix, sys.executable, "-m", "smtpguard", "run", "--config", str(self.config)]
         self.handed_over = bool(sockets)
         if sockets:
             moves = " ".join(f"{number}<&{sock.fileno()}" for number, sock in enumerate(sockets, 3))

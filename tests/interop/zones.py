@@ -22,21 +22,22 @@ class Zone:
     bogus: bool = False
 
 
-def write_knot(directory: Path, zones: Mapping[str, Zone]) -> Path:
-    """Zone files, keys and knot.conf in `directory`, and for unbound root.anchor and root.hints; names are labels."""
+def write_knot(directory: Path, zones: Mapping[str, Zone], address: str = KNOT) -> Path:
+    """Zone files, keys and knot.conf in `directory`, and for unbound root.anchor and root.hints; names are labels.
+    `address` is where knot listens."""
     files = directory / "zones"
     files.mkdir(parents=True)
     signed = [".", "test.", *(f"{name}.test." for name, zone in zones.items() if zone.signed)]
     unsigned = [f"{name}.test." for name, zone in zones.items() if not zone.signed]
     config = directory / "knot.conf"
-    config.write_text(_knot(directory, files, signed, unsigned))
+    config.write_text(_knot(directory, files, signed, unsigned, address))
     ds = {}
     for zone in signed:
         run("keymgr", "-c", config, zone, "generate", "algorithm=ecdsap256sha256", "ksk=yes", "zsk=yes")
         lines = run("keymgr", "-c", config, zone, "ds").splitlines()
         ds[zone] = next(" ".join(w[2:]) for line in lines if (w := line.split())[4] == "2")
-    (files / ".zone").write_text(f"{_SOA}test. NS ns.test.\ntest. DS {ds['test.']}\nns.test. A {KNOT}\n")
-    parent = f"{_SOA}ns A {KNOT}\n"
+    (files / ".zone").write_text(f"{_SOA}test. NS ns.test.\ntest. DS {ds['test.']}\nns.test. A {address}\n")
+    parent = f"{_SOA}ns A {address}\n"
     for name, described in zones.items():
         parent += f"{name} NS ns.test.\n"
         if described.signed:
@@ -44,13 +45,13 @@ def write_knot(directory: Path, zones: Mapping[str, Zone]) -> Path:
         (files / f"{name}.test.zone").write_text(_SOA + described.records)
     (files / "test.zone").write_text(parent)
     (directory / "root.anchor").write_text(f". DS {ds['.']}\n")
-    (directory / "root.hints").write_text(f". NS ns.test.\nns.test. A {KNOT}\n")
+    (directory / "root.hints").write_text(f". NS ns.test.\nns.test. A {address}\n")
     return config
 
 
-def _knot(directory: Path, files: Path, signed: Sequence[str], unsigned: Sequence[str]) -> str:
+def _knot(directory: Path, files: Path, signed: Sequence[str], unsigned: Sequence[str], address: str) -> str:
     text = [
-        f'server:\n    rundir: "{directory}"\n    listen: [ "{KNOT}@53" ]',
+        f'server:\n    rundir: "{directory}"\n    listen: [ "{address}@53" ]',
         f'database:\n    storage: "{directory}"\n    kasp-db: "keys"\n    journal-db: "journal"',
         '    timer-db: "timers"',
         "log:\n  - target: stderr\n    any: info",

@@ -128,6 +128,34 @@ async def test_our_greeting_follows_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("greeting", "name"),
+    [
+        ("220 {name} ESMTP", "mx.a.example"),
+        ("220 MX.A.example. ready", "mx.a.example"),
+        ("220 ***************", "[127.10.1.1]"),
+        (("220-hello", "220 there"), "hello"),
+        ("220", "[127.10.1.1]"),
+    ],
+)
+async def test_the_mta_hears_the_name_of_the_host_it_called(tmp_path: Path, greeting: str, name: str) -> None:
+    """Our name is mostly the MTA's: greeted with it, Postfix would bounce the mail as a loop."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.behave(A.domain, greeting=greeting)
+        client = await there.connect(there.mx(A.domain))
+        assert str(await client.reply()).startswith(f"220 {name} ")
+        assert str(await client.hello("mta.example")).startswith(f"250 {name} ")
+        await client.quit()
+
+
+async def test_the_name_of_a_host_that_was_not_called(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        for address, name in (("10.7.7.7", "[10.7.7.7]"), ("fd00::7", "[IPv6:fd00::7]")):
+            client = await there.connect(there.at(address))
+            assert str(await client.reply()).startswith(f"220 {name} ")
+            await client.quit()
+
+
+@pytest.mark.parametrize(
     ("behaviour", "reply"),
     [
         (
@@ -262,13 +290,15 @@ async def test_the_mta_was_lied_to(tmp_path: Path) -> None:
     """MX-18, INV-04: a forged answer sent the MTA to a host whose certificate is valid for itself."""
     async with open_rig(tmp_path, [A, B]) as rig, open_redirection(rig) as there:
         client = await there.client(there.mx(B.domain))
-        assert [shown(reply) for reply in await send(client, "u@a.example")] == [
-            "250 2.1.5 ok (mx.a.example[127.10.1.1]:PORT dane ID)",
-            "250 2.0.0 queued (mx.a.example[127.10.1.1]:PORT dane ID)",
-        ]
-        await until_ended(rig, B.domain)
+        expected = "250 2.1.5 ok (mx.a.example[127.10.1.1]:PORT dane ID)"
+        assert shown(await rcpt(client, "u@a.example")) == expected
+        await until_ended(rig, B.domain)  # at once: nothing will be said to that host
         assert commands(rig, B.domain) == [["EHLO", "QUIT"]]
-        (event,) = rig.of(InterceptedElsewhere)
+        await client.command("RSET")
+        assert shown((await send(client, "u@a.example"))[-1]) == (
+            "250 2.0.0 queued (mx.a.example[127.10.1.1]:PORT dane ID)"
+        )
+        event = rig.of(InterceptedElsewhere)[-1]
         assert (event.verdict, event.domain, event.original) == ("rerouted", "a.example", str(there.mx(B.domain)))
         assert (event.name, event.severity) == ("intercepted", "info")
         assert event.id == rig.of(Delivered)[0].id
@@ -359,6 +389,15 @@ async def test_the_memory_is_of_hosts_the_domain_still_has(tmp_path: Path) -> No
         assert verdicts(rig) == [("mapped", "mx.a.example"), ("rerouted", "")]
 
 
+async def test_ourselves_among_the_mail_hosts(tmp_path: Path) -> None:
+    """MX-08: the MTA passed our own better name over, and would send in a circle."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.internet.names.put("a.example", "MX", "5 mail.sender.example.", "10 mx.a.example.", ttl=0)
+        client = await there.client(there.mx(A.domain))
+        assert shown(await rcpt(client, "u@a.example")).startswith("554 5.4.6 [route/loop] mail.sender.example:")
+        await client.quit()
+
+
 async def test_a_private_address_that_is_nobody_s(tmp_path: Path) -> None:
     """MX-18, CH-21: not dialled, greeted by ourselves, and refused at RCPT with the way out."""
     async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
@@ -442,6 +481,18 @@ async def test_intercept_direct_keeps_the_rule_of_the_domain(tmp_path: Path) -> 
         assert rig.no_clear_mail(PLAIN.domain)
 
 
+async def test_intercept_direct_needs_no_other_leave(tmp_path: Path) -> None:
+    """DESIGN §6: the operator named the network, and need not name it again in allow_destinations."""
+    async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
+        addresses = replace(rig.engine.outbound.addresses, allow=())
+        rig.engine.outbound = replace(rig.engine.outbound, addresses=addresses)
+        client = await there.client(there.mx(PLAIN.domain))
+        rig.internet.hosts[PLAIN.domain].mx.sessions[0].conversation.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await send(client, "u@nowhere.example"))[-1].startswith("250 2.0.0 queued (127.10.1.1[127.10.1.1]:")
+        assert len(rig.internet.hosts[PLAIN.domain].mx.sessions) == 2
+
+
 async def test_many_domains_at_one_relay(tmp_path: Path) -> None:
     """MX-19: an MTA with a relayhost sends recipients of many domains in one transaction."""
     async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
@@ -477,6 +528,10 @@ async def test_a_route_of_ours_is_where_the_address_must_be(tmp_path: Path) -> N
             client = await there.client(there.mx(domain))
             assert "127.10.2.1[127.10.2.1]" in (await send(client, "u@inner.example"))[-1]
         assert [verdict for verdict, _ in verdicts(rig)] == ["rerouted", "mapped"]
+        networks = (ip_network("127.10.1.1/32"),)  # the route is of this domain alone: it goes before
+        there.intake.listener = replace(there.intake.listener, intercept_direct=networks)
+        client = await there.client(there.mx(A.domain))
+        assert "127.10.2.1[127.10.2.1]" in (await send(client, "u@inner.example"))[-1]
 
 
 # -- several domains (MX-19)
@@ -548,6 +603,29 @@ async def test_a_domain_of_another_host_is_for_another_transaction(tmp_path: Pat
             "transaction (id ID)"
         )
         assert commands(rig, B.domain) == []
+
+
+async def test_another_name_of_the_same_address_is_another_host(tmp_path: Path) -> None:
+    """MX-19: each host is asked for its own certificate."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.internet.names.put("second.example", "MX", "10 mx.second.example.", ttl=0)
+        renumber(rig, "mx.second.example", ["127.10.1.1"])
+        client = await there.client(there.mx(A.domain))
+        first, second, _ = await send(client, "u@a.example", "v@second.example")
+        assert (first[:3], second[:9]) == ("250", "452 4.5.3")
+
+
+async def test_in_clear_by_the_rule_of_another_domain(tmp_path: Path) -> None:
+    """MX-19: TLS was never tried, and the second domain would have it if it is offered."""
+    rule = '[[policy]]\ndomain = "plain.example"\nlevel = "none"\n'
+    async with open_rig(tmp_path, [PLAIN], extra=rule) as rig, open_redirection(rig) as there:
+        rig.internet.names.put("second.example", "MX", "10 mx.plain.example.", ttl=0)
+        client = await there.client(there.mx(PLAIN.domain))
+        first, second, _ = await send(client, "u@plain.example", "v@second.example")
+        assert (first[:3], second[:9]) == ("250", "452 4.5.3")
+        client = await there.client(there.mx(PLAIN.domain))
+        assert (await send(client, "v@second.example"))[-1].startswith("250")
+        assert rig.of(Delivered)[-1].tls_version == "1.3"
 
 
 # -- who may come
