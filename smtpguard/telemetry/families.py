@@ -80,7 +80,7 @@ _AUTH = Label(
     ("clear", "host-only", *(how.value for how in Authentication)),
 )
 _POLICY = Label("policy", "the level that was required, as in the log: dane, sts, may, ...")
-_TLS_VERSION = Label("tls_version", "none: in clear", tuple(version.value for version in TlsVersion))
+_TLS_VERSIONS = tuple(version.value for version in TlsVersion)
 _CIPHER = Label("cipher", "the cipher suite's name in OpenSSL")
 _GROUP = Label("group", "the key exchange group, such as x25519")
 _WOULD = Label("would", "what would have become of the mail")
@@ -142,7 +142,10 @@ class Family(Enum):
     MESSAGES_RELAYED = (
         "smtpguard_messages_relayed_total", "counter",
         "Clients' messages that were answered at their end, by the class of the reply.",
-        (Label("reply", "the reply's class", ("2xx", "4xx", "5xx")), _TLS_VERSION),
+        (
+            Label("reply", "the reply's class", ("2xx", "4xx", "5xx")),
+            Label("tls_version", "how it came; none: in clear", (NONE, *_TLS_VERSIONS)),
+        ),
     )  # fmt: skip
     RELAYED_BYTES = (
         "smtpguard_relayed_bytes_total", "counter",
@@ -218,7 +221,7 @@ class Family(Enum):
     TLS_CONNECTIONS = (
         "smtpguard_tls_connections_total", "counter",
         "TLS handshakes done: outbound with mail hosts, inbound with clients.",
-        (_DIRECTION, _TLS_VERSION, _CIPHER, _GROUP),
+        (_DIRECTION, Label("tls_version", "what was agreed on", _TLS_VERSIONS), _CIPHER, _GROUP),
     )  # fmt: skip
     VIOLATIONS = (
         "smtpguard_violations_total", "counter",
