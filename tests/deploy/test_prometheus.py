@@ -7,25 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pytest
+from typing import Any
 
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.telemetry.metrics import Metrics
 from tests.deploy.promtool import promtool, rules_of
+from tests.interop.processes import wait_for
 from tests.structure.test_docs import tool
 from tests.support.expressions import ALERT_TESTS, ALERTS, rule_expressions
 from tests.telemetry.test_metrics import STATE
 
 SCRAPE = ALERTS.with_name("prometheus.yml")
 SECONDS = 60
-
-_T = TypeVar("_T")
 
 
 def test_the_rules_and_the_scrape_configuration_are_valid() -> None:
@@ -85,16 +81,6 @@ def ask(port: int, path: str) -> bytes:
         connection.close()
 
 
-def wait_for(what: Callable[[], _T], log: Path) -> _T:
-    """Another process: there is nothing to wait on but what it answers."""
-    end = SYSTEM_CLOCK.monotonic() + SECONDS
-    while SYSTEM_CLOCK.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    pytest.fail(f"nothing within {SECONDS} s:\n{log.read_text()[-3000:]}")
-
-
 def test_a_real_prometheus_scrapes_us_and_evaluates_every_rule(tmp_path: Path) -> None:
     """The shipped configuration as it stands, but for the port and the interval: the target is up, each rule is
     healthy, and of a process that is well no critical alert fires."""
@@ -125,20 +111,20 @@ bind = ["127.0.0.1:0"]
         f"--web.listen-address=127.0.0.1:{web}",
     ]
     with running(ours, tmp_path / "smtpguard.log"), running(theirs, tmp_path / "prometheus.log"):
-        wait_for(lambda: b"ready" in ask(admin, "/healthz/ready"), tmp_path / "smtpguard.log")
+        wait_for("smtpguard ready", lambda: b"ready" in ask(admin, "/healthz/ready"), SECONDS)
 
         def up() -> bool:
             targets = json.loads(ask(web, "/api/v1/targets") or b"{}").get("data", {}).get("activeTargets", [])
             return [(one["health"], one["labels"]["job"]) for one in targets] == [("up", "smtpguard")]
 
-        wait_for(up, tmp_path / "prometheus.log")
+        wait_for("the target up", up, SECONDS)
 
         def evaluated() -> list[dict[str, Any]]:
             groups = json.loads(ask(web, "/api/v1/rules") or b"{}").get("data", {}).get("groups", [])
             rules = [rule for group in groups for rule in group["rules"]]
             return rules if rules and all(rule["health"] != "unknown" for rule in rules) else []
 
-        rules = wait_for(evaluated, tmp_path / "prometheus.log")
+        rules = wait_for("every rule evaluated", evaluated, SECONDS)
         assert {rule["name"] for rule in rules} == set(rule_expressions())
         assert [rule["lastError"] for rule in rules if rule["health"] != "ok"] == []
         firing = [r["name"] for r in rules if r["state"] == "firing" and r["labels"]["severity"] == "critical"]
