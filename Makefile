@@ -37,7 +37,7 @@ interop: $(STAMP)
 	bash tests/interop/install.sh
 	$(BIN)/python -m pytest tests/interop -o addopts="--strict-markers -ra -p no:cacheprovider"
 
-## deploy-check: the image built and run, units, manifests and man pages checked (installs packages; needs root on Debian)
+## deploy-check: what deploy/ ships, by the tools of those who run it (installs Debian packages; needs root)
 deploy-check: $(STAMP)
 	bash tests/deploy/install.sh
 	$(BIN)/python -m pytest tests/deploy -o addopts="--strict-markers -ra -p no:cacheprovider"

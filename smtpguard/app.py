@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,16 @@ from smtpguard.config.build import Settings, load
 from smtpguard.config.startup import state_directory_problem, unusable_state_directory
 from smtpguard.dns.resolver import Validation
 from smtpguard.engine import Engine
-from smtpguard.events import Emit, Event, IdentityWarning, InternalError, Lifecycle, ListenerBound, discard
+from smtpguard.events import (
+    Emit,
+    Event,
+    IdentityWarning,
+    InternalError,
+    Lifecycle,
+    ListenerBound,
+    ReloadFailed,
+    discard,
+)
 from smtpguard.inbound.service import Inbound
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.mtasts.store import Store
@@ -47,6 +57,7 @@ from smtpguard.reasons import printable
 from smtpguard.telemetry.history import History
 from smtpguard.telemetry.log import LogSink
 from smtpguard.telemetry.metrics import Metrics
+from smtpguard.telemetry.state import State, with_inbound
 
 _LOG_FLUSH_SECONDS = 2.0
 _DATABASE = "smtpguard.db"
@@ -76,7 +87,7 @@ class Application:
         self._watch = watch
         self._history: History | None = None
         self._log = LogSink(settings.log, stream or sys.stdout.buffer, clock)
-        self._metrics = Metrics(clock, __version__, lambda: self._log.dropped)
+        self._metrics = Metrics(clock, __version__, self._state)
         try:
             self._store = self._open_store()
             self._history = History(self._store, clock)
@@ -250,6 +261,15 @@ class Application:
             config=str(self.settings.path),
         )
 
+    def _state(self) -> State:
+        """What the metrics read at a scrape."""
+        return replace(
+            with_inbound(self._engine.state(), self._inbounds),
+            ready=self.status().ready,
+            restart_needed=bool(_needs_restart(self._started_with, self.settings)),
+            log_lines_dropped=self._log.dropped,
+        )
+
     # -- signals
 
     async def _signals(self, signals: object, accepting: trio.CancelScope, sessions: trio.Nursery) -> None:
@@ -294,16 +314,16 @@ class Application:
             if isinstance(found, Settings):
                 self._engine.reload(found)
         except (OSError, ValueError) as error:
-            self.emit(Lifecycle(stage="reload_failed", detail=printable(str(error), _DETAIL)))
+            self.emit(ReloadFailed(detail=printable(str(error), _DETAIL)))
         except Exception as error:  # noqa: BLE001  -- a boundary: a bug in reading a new file must not end what runs
             self.emit(InternalError(where="reload", session="", error=printable(repr(error))))
-            self.emit(Lifecycle(stage="reload_failed", detail="internal error"))
+            self.emit(ReloadFailed(detail="internal error"))
         else:
             if isinstance(found, Settings):
                 self.emit(Lifecycle(stage="reloaded", detail=self._take_over(found)))
             else:
                 for wrong in found:
-                    self.emit(Lifecycle(stage="reload_failed", detail=printable(str(wrong), _DETAIL)))
+                    self.emit(ReloadFailed(detail=printable(str(wrong), _DETAIL)))
         sd_notify("READY=1")
 
     def _take_over(self, new: Settings) -> str:

@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
+from types import MappingProxyType, NoneType
 
 import trio
 from OpenSSL import SSL
 
 from smtpguard.clock import Clock
 from smtpguard.config.build import Settings
-from smtpguard.dns.canary import Canary, CanaryState
+from smtpguard.dns.canary import Canary, CanaryState, Contradicts, Unreachable, Validates, Verdict
 from smtpguard.dns.resolver import Resolver
 from smtpguard.events import Emit
 from smtpguard.https import HttpsClient, Refused
@@ -32,12 +33,16 @@ from smtpguard.outbound.pool import Pool
 from smtpguard.outbound.settings import Outbound
 from smtpguard.outbound.slots import DestinationSlots
 from smtpguard.outbound.walk import Services
+from smtpguard.telemetry.state import State
 from smtpguard.tls.context import client_context
 from smtpguard.tls.outcome import TlsVersion
 from smtpguard.tls.pkix import RootStore
 
 _CANARY_TABLE = "canary"
 _HANDSHAKES = 64
+_VERDICTS: MappingProxyType[type[Verdict | None], str] = MappingProxyType(
+    {NoneType: "none", Validates: "validates", Contradicts: "contradicts", Unreachable: "unreachable"}
+)
 _POLICY_HOST_CONNECT_SECONDS = 10.0
 
 
@@ -135,6 +140,16 @@ class Engine:
     async def _ask_canary(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.canary.run)
         self.canary_asked.set()
+
+    def state(self) -> State:
+        """What the metrics read: the part of it that is the engine's."""
+        return State(
+            dnssec=self.resolver.off_state or self.canary.state.value,
+            canary_verdict=_VERDICTS[type(self.canary.verdict)],
+            sts_policies=self.sts.count() if self.sts is not None else {},
+            sts_refresh_failing=self.sts.refresh_failing if self.sts is not None else 0,
+            pool_connections=self.pool.idle,
+        )
 
     def reload(self, settings: Settings) -> None:
         """Take the new rules, routes, limits and roots, or raise OSError or ValueError and change nothing.

@@ -152,8 +152,8 @@ class InterceptedElsewhere(Intercepted):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalReplyLost(Event):
-    """Whether the message was delivered is not known: the next hop (`side="upstream"`) or the MTA (`side="client"`)
-    was lost between end-of-data and the reply; the MTA's retry may make a duplicate."""
+    """Whether the message was delivered is not known: where it goes (`side="upstream"`) or whoever sent it
+    (`side="client"`) was lost between end-of-data and the reply; the sender's retry may make a duplicate."""
 
     name: ClassVar[str] = "final_reply_lost"
     severity: ClassVar[Severity] = "warning"
@@ -162,6 +162,7 @@ class FinalReplyLost(Event):
     mx: str
     side: Literal["upstream", "client"]
     reply: str = ""
+    direction: Direction = "outbound"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,12 +222,19 @@ class DnsLookup(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DnssecState(Event):
-    """The canary's verdict on the resolver changed, or was found at start."""
+    """The canary's verdict on the resolver changed, or was found at start: `state` is validating."""
 
     name: ClassVar[str] = "dnssec_state"
-    severity: ClassVar[Severity] = "warning"
     state: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnssecAlert(DnssecState):
+    """The resolver does not validate or does not answer: untrusted, never-validated, lost, or a round of the canary
+    that proved nothing."""
+
+    severity: ClassVar[Severity] = "warning"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,11 +305,19 @@ class AcceptPaused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifecycle(Event):
-    """The process itself: `stage` is started, ready, reloading, reloaded, reload_failed, draining, stopped."""
+    """The process itself: `stage` is started, ready, reloading, reloaded, draining, stopped."""
 
     name: ClassVar[str] = "lifecycle"
     stage: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadFailed(Lifecycle):
+    """The file could not be taken over, and the old settings stay: `stage` is reload_failed."""
+
+    severity: ClassVar[Severity] = "error"
+    stage: str = "reload_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

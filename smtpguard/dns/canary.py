@@ -16,7 +16,7 @@ import trio
 from smtpguard.clock import Clock
 from smtpguard.dns.records import Answer, FailureKind, Lookup, LookupFailed, RdType, Security
 from smtpguard.dns.resolver import Validation
-from smtpguard.events import DnssecState, Emit
+from smtpguard.events import DnssecAlert, DnssecState, Emit
 from smtpguard.names import Domain
 
 CONFIRMED_SECONDS = 600
@@ -210,7 +210,8 @@ class Canary:
                     detail = f"unreachable, the state stays: {verdict.detail}"
                 case _:
                     assert_never(verdict)
-            self._emit(DnssecState(state=self._state.value, detail=detail))
+            kind = DnssecState if isinstance(verdict, Validates) else DnssecAlert
+            self._emit(kind(state=self._state.value, detail=detail))
 
 
 def _holds(lookup: Lookup) -> bool:

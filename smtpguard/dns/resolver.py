@@ -27,7 +27,7 @@ from smtpguard.dns.message import (
 )
 from smtpguard.dns.records import Answer, FailureKind, Lookup, LookupFailed, RdType, Security
 from smtpguard.dns.transport import ResolverAddress, Transport, TransportError
-from smtpguard.events import DnsLookup, DnssecState, Emit, InternalError
+from smtpguard.events import DnsLookup, DnssecAlert, Emit, InternalError
 from smtpguard.names import Domain, NameInvalid, parse_address, unmapped
 from smtpguard.reasons import printable
 
@@ -198,6 +198,13 @@ class Resolver:
         validation = self._canary_validation()
         return validation if self._trusted or validation is Validation.LOST else Validation.OFF
 
+    @property
+    def off_state(self) -> str:
+        """Why DANE is off whatever the canary finds: `off` by configuration, `untrusted`; else empty."""
+        if self._settings.dnssec == "off":
+            return "off"
+        return "untrusted" if not self._trusted and self.validation is not Validation.LOST else ""
+
     def permanent_answers_confirmed(self) -> bool:
         """Has the canary's unsigned name been answered lately?"""
         return self._confirmed()
@@ -205,7 +212,7 @@ class Resolver:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         if not self._trusted and self._settings.dnssec != "off":
-            self._emit(DnssecState(state="untrusted", detail=_untrusted(self._settings)))
+            self._emit(DnssecAlert(state="untrusted", detail=_untrusted(self._settings)))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:

@@ -189,6 +189,7 @@ class Record:
         """Nobody knows whether the MTA took it, or the client does not know that it did."""
         self._emit(
             FinalReplyLost(
+                direction="inbound",
                 id=id_,
                 domain=_shown(mail.path.domain),
                 mx=str(self._listener.mta),

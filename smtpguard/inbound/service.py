@@ -84,6 +84,14 @@ class Inbound:
         else:
             self.watch.wake()
 
+    @property
+    def tlsa_problems(self) -> tuple[str, ...] | None:
+        """What the last comparison with our own TLSA records found wrong; None where there is nothing to compare."""
+        listener = self._listener
+        if self.certificates is None or listener.tls != "starttls" or listener.submission:
+            return None
+        return self._tlsa_problems
+
     async def session(self, wire: Wire) -> None:
         """Serve one connection to its end; whoever accepted it closes it."""
         await Session(self, wire, self._ids.session()).run()
@@ -132,7 +140,7 @@ class Inbound:
         On port 25 only: elsewhere clients do not look.  A new problem is told once, until it changes.
         """
         certificates = self.certificates
-        if certificates is None or self._listener.tls != "starttls" or self._listener.submission:
+        if certificates is None or self.tlsa_problems is None:
             return
         found = await find_own_tlsa(self.lookups, self.hostname)
         if not isinstance(found, TlsaFound):

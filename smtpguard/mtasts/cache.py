@@ -8,7 +8,7 @@ An error of the domain's own servers leaves it without MTA-STS only where nothin
 8461 §3.3); an error of ours (overload, shutdown, a bug) defers.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -341,6 +341,10 @@ class StsCache:
     def refresh_failing(self) -> int:
         """How many cached policies could not be renewed at the last try (RFC 8461 §10.2)."""
         return sum(1 for entry in self._shelf if entry.failure is not None and entry.mode is not Mode.NONE)
+
+    def count(self) -> dict[Mode, int]:
+        """How many policies are cached, by their mode."""
+        return Counter(entry.mode for entry in self._shelf)
 
     def forget(self, domain: Domain) -> bool:
         """Drop the cached policy of `domain`; False if there is none.  The next delivery fetches it anew."""

@@ -27,6 +27,11 @@ class Pool:
         self._idle: dict[PoolKey, list[tuple[float, Opened]]] = {}
         self._count = 0
 
+    @property
+    def idle(self) -> int:
+        """How many connections wait for the next message."""
+        return self._count
+
     def __repr__(self) -> str:
         return f"<Pool idle={self._count} keys={len(self._idle)}>"
 

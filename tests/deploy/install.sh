@@ -8,6 +8,7 @@ packages=(
   buildah podman runc debootstrap golang-github-containers-common netavark catatonit iproute2 ca-certificates
   # linters and viewers
   shellcheck systemd man-db groff
+  prometheus # promtool
   # what the systemd tests start beside it
   openssl
 )

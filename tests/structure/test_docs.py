@@ -24,6 +24,14 @@ def test_refusals_page_is_current() -> None:
     assert (ROOT / "docs" / "refusals.md").read_text() == tool("refusals").text()
 
 
+def test_metrics_page_is_current() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == tool("metrics").text()
+
+
+def test_dashboard_is_current() -> None:
+    assert (ROOT / "deploy" / "grafana" / "dashboard.json").read_text() == tool("dashboard").text()
+
+
 def test_every_clause_is_proven_or_open() -> None:
     conformance = tool("conformance")
     proven, open_ = conformance.proofs(), conformance.reasons()

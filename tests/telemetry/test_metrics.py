@@ -1,9 +1,11 @@
 """telemetry.metrics: events as Prometheus metrics."""
 
+import platform
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.backends.openssl.backend import backend
 from prometheus_client.parser import text_string_to_metric_families
 
 from smtpguard import events
@@ -13,7 +15,6 @@ from smtpguard.events import (
     Delivered,
     DeliveryRefused,
     DnsLookup,
-    DnssecState,
     Event,
     FinalReplyLost,
     HostOpened,
@@ -23,6 +24,7 @@ from smtpguard.events import (
     Lifecycle,
     ListenerBound,
     PolicyObserved,
+    ReloadFailed,
     RuleWarning,
     SessionClosed,
     SessionOpened,
@@ -31,9 +33,20 @@ from smtpguard.events import (
     StsEvent,
     Violation,
 )
+from smtpguard.mtasts.parse import Mode
 from smtpguard.reasons import ReasonCode
-from smtpguard.telemetry.metrics import Metrics
+from smtpguard.telemetry.families import Family
+from smtpguard.telemetry.metrics import READ, Metrics
+from smtpguard.telemetry.state import ServedCertificate, State
 
+PROCESS = (
+    "process_start_time_seconds",
+    "process_open_fds",
+    "process_max_fds",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_cpu_seconds_total",
+)
 AT = datetime(2026, 11, 30, 10, 0, 0, tzinfo=UTC)
 CLOCK = Clock(now=lambda: AT, monotonic=lambda: 0.0)
 HOST = {"id": "a.1", "domain": "example.org", "mx": "mx1.example.org", "address": "192.0.2.1", "port": 25}
@@ -51,6 +64,7 @@ DELIVERED = Delivered(
     reply="250 2.0.0 ok",
 )
 
+TLS = {"direction": "outbound", "tls_version": "1.3", "cipher": "none", "group": "x25519"}
 BOUND = ListenerBound(listener="l", address="127.0.0.1:1", role="outbound", protocol="lmtp")
 
 
@@ -97,9 +111,9 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
     ("event", "name", "labels", "expected"),
     [
         (DELIVERED, "deliveries_total", {"auth": "dane", "policy": "auto"}, 1),
-        (DELIVERED, "message_octets_total", {}, 1234),
-        (DELIVERED, "delivery_seconds_count", {}, 1),
-        (DELIVERED, "delivery_seconds_sum", {}, 0.7),
+        (DELIVERED, "delivered_bytes_total", {}, 1234),
+        (DELIVERED, "delivery_duration_seconds_count", {}, 1),
+        (DELIVERED, "delivery_duration_seconds_sum", {}, 0.7),
         (
             refused(reason="dane/no-match"),
             "refusals_total",
@@ -125,15 +139,17 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
             1,
         ),
         (skipped(), "hosts_skipped_total", {"reason": "dane/no-match"}, 1),
-        (skipped(tls_version="1.2"), "tls_connections_total", {"version": "1.2", "group": "none"}, 1),
-        (skipped(), "tls_connections_total", {"version": "none", "group": "none"}, None),
+        (skipped(tls_version="1.2"), "tls_connections_total", {**TLS, "tls_version": "1.2", "group": "none"}, 1),
+        (skipped(), "tls_connections_total", {**TLS, "tls_version": "none", "group": "none"}, None),
         (opened(), "hosts_opened_total", {"reused": "false"}, 1),
-        (opened(), "tls_connections_total", {"version": "1.3", "group": "x25519"}, 1),
+        (opened(seconds=0.5), "host_open_duration_seconds_sum", {}, 0.5),
+        (opened(), "tls_connections_total", TLS, 1),
         (opened(reused=True), "hosts_opened_total", {"reused": "true"}, 1),
-        (opened(reused=True), "tls_connections_total", {"version": "1.3", "group": "x25519"}, None),
+        (opened(reused=True, seconds=0.5), "host_open_duration_seconds_count", {}, 0),
+        (opened(reused=True), "tls_connections_total", TLS, None),
         (
             PolicyObserved(**HOST, policy="sts", kind="sts-testing", would="refuse"),  # type: ignore[arg-type]
-            "policy_observed_total",
+            "policies_observed_total",
             {"kind": "sts-testing", "would": "refuse"},
             1,
         ),
@@ -152,7 +168,7 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
         (
             FinalReplyLost(id="a.1", domain="d", mx="m", side="upstream"),
             "final_replies_lost_total",
-            {"side": "upstream"},
+            {"direction": "outbound", "side": "upstream"},
             1,
         ),
         (
@@ -164,19 +180,19 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
         (SessionOpened(**SESSION), "sessions_open", {"direction": "outbound"}, 1),  # type: ignore[arg-type]
         (CLOSED, "sessions_total", {"direction": "outbound", "cause": "quit"}, 1),
         (LOOKUP, "dns_lookups_total", {"status": "secure"}, 1),
-        (LOOKUP, "dns_lookup_seconds_count", {}, 1),
+        (LOOKUP, "dns_lookup_duration_seconds_count", {}, 1),
         (StsEvent(event="fetched", domain="d"), "sts_events_total", {"event": "fetched"}, 1),
         (StsAlert(event="refresh_failed", domain="d"), "sts_events_total", {"event": "refresh_failed"}, 1),
         (BOUND, "listeners", {"role": "outbound", "protocol": "lmtp"}, 1),
         (IdentityWarning(listener="l", detail="d"), "identity_warnings_total", {}, 1),
         (RuleWarning(rule="r", domain="d", kind="weaker", detail=""), "rule_warnings_total", {"kind": "weaker"}, 1),
-        (RELAYED, "messages_relayed_total", {"reply": "2xx"}, 1),
-        (RELAYED, "relayed_octets_total", {}, 99),
-        (RELAYED, "relay_seconds_sum", {}, 0.5),
+        (RELAYED, "messages_relayed_total", {"reply": "2xx", "tls_version": "none"}, 1),
+        (RELAYED, "relayed_bytes_total", {}, 99),
+        (RELAYED, "relay_duration_seconds_sum", {}, 0.5),
         (
             events.InboundTls(session="s", listener="l", client="c", tls_version="1.3", cipher="C", group="G"),
-            "client_tls_connections_total",
-            {"version": "1.3", "cipher": "C", "group": "G"},
+            "tls_connections_total",
+            {"direction": "inbound", "tls_version": "1.3", "cipher": "C", "group": "G"},
             1,
         ),
         (
@@ -197,21 +213,14 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
             {"step": "connect"},
             1,
         ),
-        (events.MtaState(listener="l", mta="m", state="ready"), "mta_state", {"listener": "l", "state": "ready"}, 1),
-        (events.MtaAlert(listener="l", mta="m", state="down"), "mta_state", {"listener": "l", "state": "ready"}, 0),
         (events.RuleShadowed(id="a.1", rule="r", would="refuse"), "rules_shadowed_total", {"would": "refuse"}, 1),
-        (
-            events.CertificateEvent(listener="l", event="loaded", names=("n",), not_after=AT.isoformat()),
-            "certificate_not_after_timestamp_seconds",
-            {"listener": "l", "name": "n"},
-            AT.timestamp(),
-        ),
+        (events.CertificateEvent(listener="l", event="loaded"), "certificate_events_total", {"event": "loaded"}, 1),
         (events.CertificateAlert(listener="l", event="failed"), "certificate_events_total", {"event": "failed"}, 1),
         (AcceptPaused(listener="l", detail="EMFILE"), "accept_pauses_total", {}, 1),
         (InternalError(where="w", session="s", error="e"), "internal_errors_total", {}, 1),
-        (StoreError(store="sts", detail="d"), "store_errors_total", {"store": "sts"}, 1),
-        (DnssecState(state="never validated", detail=""), "dnssec_state", {"state": "never-validated"}, 1),
+        (StoreError(store="/var/lib/x", detail="d"), "store_errors_total", {}, 1),
         (Lifecycle(stage="started"), "config_last_reload_successful", {}, 1),
+        (ReloadFailed(), "config_last_reload_successful", {}, 0),
         (Lifecycle(stage="reloaded"), "config_last_reload_success_timestamp_seconds", {}, AT.timestamp()),
     ],
 )
@@ -227,7 +236,7 @@ def test_every_event_of_the_catalogue_is_counted() -> None:
         for kind in vars(events).values()
         if isinstance(kind, type) and issubclass(kind, Event) and kind not in (Event, events.TlsFacts)
     }
-    assert catalogue == set(counted()._counters)
+    assert catalogue == set(counted()._counting) | set(READ)
 
 
 def test_listeners_are_gone_when_draining() -> None:
@@ -243,25 +252,20 @@ def test_sessions_open_goes_up_and_down() -> None:
     assert value(metrics, "sessions_open", direction="outbound") == 1
 
 
-def test_only_the_current_dnssec_state_is_one() -> None:
-    metrics = counted(DnssecState(state="validating", detail=""), DnssecState(state="lost", detail="x"))
-    assert value(metrics, "dnssec_state", state="lost") == 1
-    assert value(metrics, "dnssec_state", state="validating") == 0
-
-
 def test_a_failed_reload_keeps_the_time_of_the_configuration_in_force() -> None:
     times = iter([AT, AT.replace(hour=11), AT.replace(hour=12)])
     metrics = Metrics(Clock(now=lambda: next(times), monotonic=lambda: 0.0), "0.1.0")
     metrics.emit(Lifecycle(stage="started"))
-    metrics.emit(Lifecycle(stage="reload_failed"))
+    metrics.emit(ReloadFailed(detail="x"))
     metrics.emit(Lifecycle(stage="draining"))
     assert value(metrics, "config_last_reload_successful") == 0
     assert value(metrics, "config_last_reload_success_timestamp_seconds") == AT.timestamp()
 
 
 def test_every_reason_is_a_label_and_nothing_else_is() -> None:
-    metrics = counted(*(refused(reason=code.token) for code in ReasonCode))
-    for code in ReasonCode:
+    refusing = [code for code in ReasonCode if code.reply_code >= 400]
+    metrics = counted(*(refused(reason=code.token) for code in refusing))
+    for code in refusing:
         assert value(metrics, "refusals_total", direction="outbound", reason=code.token) == 1
     for i in range(500):
         metrics.emit(refused(reason=f"dane/no-match{i}"))
@@ -294,7 +298,7 @@ def test_render_speaks_both_formats_and_both_parse() -> None:
     content_type, body = metrics.render("")
     assert content_type.startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
-    assert all(name.startswith("smtpguard_") for name in families)
+    assert all(name.startswith("smtpguard_") or name in (*PROCESS, "process_cpu_seconds") for name in families)
     assert all(family.documentation for family in families.values())
     assert b"_created" not in body
     content_type, body = metrics.render("application/openmetrics-text; version=1.0.0")
@@ -302,25 +306,128 @@ def test_render_speaks_both_formats_and_both_parse() -> None:
     assert body.endswith(b"# EOF\n")
 
 
-def test_build_info_and_log_drops_are_read_at_the_scrape() -> None:
-    dropped = 0
-    metrics = Metrics(CLOCK, "9.8.7", log_lines_dropped=lambda: dropped)
-    dropped = 3
-    assert value(metrics, "log_lines_dropped_total") == 3
-    assert b'smtpguard_build_info{python="3.' in metrics.render("")[1]
-    assert b'version="9.8.7"} 1.0' in metrics.render("")[1]
+def test_build_info_says_what_runs() -> None:
+    """The OpenSSL is the one that speaks TLS with the world; the interpreter has one of its own."""
+    [info] = re.findall(rb"^smtpguard_build_info\{.*", Metrics(CLOCK, "9.8.7").render("")[1], re.MULTILINE)
+    assert b'version="9.8.7"' in info
+    assert f'python="{platform.python_version()}"'.encode() in info
+    assert f'openssl="{backend.openssl_version_text().split()[1]}"'.encode() in info
+
+
+STATE = State(
+    ready=True,
+    restart_needed=True,
+    log_lines_dropped=3,
+    dnssec="lost",
+    canary_verdict="unreachable",
+    sts_policies={Mode.ENFORCE: 7},
+    sts_refresh_failing=2,
+    pool_connections=5,
+    mta_states={"mx": "down"},
+    certificates=(ServedCertificate("mx", "/etc/tls.pem", "mx.example.org", AT),),
+    self_check_problems={"mx": 1},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("ready", {}, 1),
+        ("config_restart_needed", {}, 1),
+        ("log_lines_dropped_total", {}, 3),
+        ("dnssec_state", {"state": "lost"}, 1),
+        ("dnssec_state", {"state": "validating"}, 0),
+        ("dnssec_state", {"state": "untrusted"}, 0),
+        ("canary_verdict", {"verdict": "unreachable"}, 1),
+        ("canary_verdict", {"verdict": "none"}, 0),
+        ("sts_policies", {"mode": "enforce"}, 7),
+        ("sts_policies", {"mode": "testing"}, 0),
+        ("sts_refresh_failing", {}, 2),
+        ("pool_connections", {}, 5),
+        ("mta_state", {"listener": "mx", "state": "down"}, 1),
+        ("mta_state", {"listener": "mx", "state": "ready"}, 0),
+        (
+            "certificate_not_after_timestamp_seconds",
+            {"listener": "mx", "file": "/etc/tls.pem", "name": "mx.example.org"},
+            AT.timestamp(),
+        ),
+        ("dane_self_check_problems", {"listener": "mx"}, 1),
+    ],
+)
+def test_state_is_read_at_the_scrape(name: str, labels: dict[str, str], expected: float) -> None:
+    assert value(Metrics(CLOCK, "1", lambda: STATE), name, **labels) == expected
+
+
+def test_what_a_reload_took_away_is_gone_at_the_next_scrape() -> None:
+    states = iter([STATE, State()])
+    metrics = Metrics(CLOCK, "1", lambda: next(states))
+    assert b"/etc/tls.pem" in metrics.render("")[1]
+    assert b"/etc/tls.pem" not in metrics.render("")[1]
+
+
+def test_certificates_are_bounded_and_those_that_end_first_are_shown() -> None:
+    many = [ServedCertificate("l", f"/{day}/{'x' * 500}", "n", AT + timedelta(days=day)) for day in range(2000)]
+    _, body = Metrics(CLOCK, "1", lambda: State(certificates=tuple(reversed(many)))).render("")
+    shown = re.findall(rb'^smtpguard_certificate_not_after_timestamp_seconds{.*file="/(\d+)/.*', body, re.MULTILINE)
+    assert [int(day) for day in shown] == list(range(500))
+    assert max(map(len, body.splitlines())) < 400
+
+
+def test_a_certificate_named_twice_is_one_series_with_the_sooner_end() -> None:
+    twice = tuple(ServedCertificate("l", "f", "n", AT + timedelta(days=days)) for days in (9, 2))
+    metrics = Metrics(CLOCK, "1", lambda: State(certificates=twice))
+    _, body = metrics.render("")
+    assert body.count(b"\nsmtpguard_certificate_not_after_timestamp_seconds{") == 1
+    end = value(metrics, "certificate_not_after_timestamp_seconds", listener="l", file="f", name="n")
+    assert end == (AT + timedelta(days=2)).timestamp()
+
+
+def test_every_metric_of_the_table_is_exposed_with_its_labels() -> None:
+    """Each family is made once, by the sink or by the state: help, type and label names are the table's."""
+    metrics = Metrics(CLOCK, "1", lambda: STATE)
+    exposed = {family.name: family for family in metrics.registry.collect()}
+    for family in Family:
+        found = exposed[family.metric.removesuffix("_total")]
+        assert (found.type, found.documentation) == (family.kind, family.text)
+        for sample in found.samples:
+            assert set(sample.labels) - {"le"} == {label.name for label in family.labels}
+    ours = {family.metric.removesuffix("_total") for family in Family}
+    assert {name for name in exposed if name.startswith("smtpguard_")} == ours
+
+
+def test_names_follow_prometheus() -> None:
+    """Counters end in _total, times in seconds, sizes in bytes; no label repeats the metric's name."""
+    for family in Family:
+        assert re.fullmatch(r"smtpguard_[a-z]+(_[a-z]+)*", family.metric)
+        assert family.metric.endswith("_total") == (family.kind == "counter")
+        assert (family.kind == "histogram") == bool(family.buckets)
+        assert family.kind != "histogram" or family.metric.endswith("_duration_seconds")
+        assert family.text.endswith(".")
+        assert not re.search("octets|millis|minutes", family.metric)
+
+
+def test_the_process_shows_its_start_and_its_descriptors() -> None:
+    _, body = counted().render("")
+    for name in PROCESS:
+        assert f"\n{name} ".encode() in body
 
 
 def test_two_instances_share_nothing() -> None:
     one, two = counted(DELIVERED), counted()
-    assert value(one, "message_octets_total") == 1234
-    assert value(two, "message_octets_total") == 0
+    assert value(one, "delivered_bytes_total") == 1234
+    assert value(two, "delivered_bytes_total") == 0
 
 
 def test_series_that_alerts_watch_exist_from_the_start() -> None:
     metrics = counted()
-    assert value(metrics, "final_replies_lost_total", side="client") == 0
+    assert value(metrics, "final_replies_lost_total", direction="inbound", side="client") == 0
     assert value(metrics, "internal_errors_total") == 0
+    assert value(metrics, "refusals_total", direction="outbound", reason="dane/no-match") == 0
+    assert value(metrics, "refusals_total", direction="outbound", reason="relayed/5xx") == 0
+    assert value(metrics, "refusals_total", direction="inbound", reason="inbound/tls-required") == 0
+    assert value(metrics, "refusals_total", direction="inbound", reason="dane/no-match") is None
+    assert value(metrics, "limits_hit_total", limit="sessions_per_client") == 0
+    assert value(metrics, "certificate_events_total", event="failed") == 0
     assert value(metrics, "sessions_open", direction="outbound") == 0
 
 
