@@ -141,6 +141,7 @@ class FinalReplyLost(Event):
     mx: str
     side: Literal["upstream", "client"]
     reply: str = ""
+    direction: Direction = "outbound"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ they are put together, and what no part can see alone is looked at.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtpguard.config import listeners
@@ -17,6 +17,7 @@ from smtpguard.config.outbound import outbound, outbound_listener
 from smtpguard.config.resolver import canary_settings, resolver_settings
 from smtpguard.config.rules import rule_set
 from smtpguard.config.schema import AdminTable, File, MtaStsTable, read
+from smtpguard.config.token import read_token
 from smtpguard.dns.canary import CanarySettings
 from smtpguard.dns.resolver import ResolverSettings
 from smtpguard.inbound.settings import InboundListener
@@ -52,6 +53,8 @@ class Settings:
     admin: Bind | None
     admin_address: Bind | None
     """Where the commands find the running process: `admin`, or what the file says where systemd binds it."""
+    admin_token: str = field(repr=False)
+    """What clients beyond this host must show; empty: there may be none."""
     log: LogSettings
 
 
@@ -70,6 +73,7 @@ def _settings(found: Findings, path: Path, file: File) -> Settings:
     hostname = found.name("", "hostname", file.hostname)
     outbound_listeners, inbound_listeners = _listeners(found, file, hostname)
     both: list[tuple[str, OutboundListener | InboundListener]] = [*outbound_listeners, *inbound_listeners]
+    token = _token(found, file.admin)
     admin, admin_address = _admin(found, file.admin)
     bound = [Bound(bind, place) for place, one in both for bind in one.binds]
     if admin is not None:
@@ -103,6 +107,7 @@ def _settings(found: Findings, path: Path, file: File) -> Settings:
         anchors=tuple({path: None for path in _anchors(rules, inbound_listeners) if path is not None}),
         admin=admin,
         admin_address=admin_address,
+        admin_token=token,
         log=LogSettings(format=file.log.format, level=file.log.level),
     )
 
@@ -138,14 +143,30 @@ def _admin(found: Findings, table: AdminTable) -> tuple[Bind | None, Bind | None
     if not table.enabled:
         return None, None
     bind = found.parsed("[admin]", "bind", table.bind, parse_bind)
-    if bind is not None and not bind.is_local and not bind.fd_name:  # a passed socket is looked at when it is there
-        found.wrong("[admin]", "bind", quoted(table.bind), "must be a loopback address or a unix socket")
+    if bind is not None and not (bind.is_local or bind.fd_name or table.token_file):  # a passed socket: see app.py
+        found.wrong(
+            "[admin]", "bind", quoted(table.bind),
+            "must be a loopback address or a unix socket, or token_file must name the file of a bearer token",
+        )  # fmt: skip
     if not table.address:
         return bind, None if bind is None or bind.fd_name else bind
     address = found.parsed("[admin]", "address", table.address, parse_bind)
     if address is not None and (address.fd_name or not (address.is_unix or address.port)):
         found.wrong("[admin]", "address", quoted(table.address), "must be where a client connects: address and port")
     return bind, address
+
+
+def _token(found: Findings, table: AdminTable) -> str:
+    """The bearer token; a file of its own keeps it out of what people show each other."""
+    if not table.token_file:
+        return ""
+    try:
+        return read_token(Path(table.token_file))
+    except OSError as error:
+        found.wrong("[admin]", "token_file", quoted(table.token_file), f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        found.wrong("[admin]", "token_file", quoted(table.token_file), str(error))
+    return ""
 
 
 def _sts(table: MtaStsTable) -> StsSettings | None:

@@ -199,6 +199,7 @@ class AdminTable(msgspec.Struct):
 
     bind: str = "127.0.0.1:9825"
     address: str = ""
+    token_file: str = ""
     enabled: bool = True
 
 

@@ -194,6 +194,7 @@ class Record:
                 mx=str(self._listener.mta),
                 side="client" if client else "upstream",
                 reply=reply.text,
+                direction="inbound",
             )
         )
 
