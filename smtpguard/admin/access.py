@@ -53,11 +53,6 @@ def is_foreign_page(fields: Fields) -> bool:
         return True
 
 
-def authorization(token: str) -> list[tuple[bytes, bytes]]:
-    """The header field that shows a token; none for the empty one."""
-    return [(b"authorization", f"Bearer {token}".encode("ascii"))] if token else []
-
-
 def _has_token(fields: Fields, token: str) -> bool:
     scheme, _, shown = fields.get(b"authorization", "").partition(" ")
     if scheme.lower() == "bearer" and _same(shown.strip(), token):

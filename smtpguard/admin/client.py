@@ -27,17 +27,24 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(admin: Bind, method: str, path: str, **query: str) -> object:
-    """The decoded JSON of one answer.  Raises AdminUnreachable."""
+def host_of(admin: Bind) -> str:
+    """The address to connect to: this host, where the process listens on every address."""
+    if admin.address is not None and admin.address.is_unspecified:
+        return "127.0.0.1" if admin.address.version == 4 else "::1"
+    return str(admin.address)
+
+
+def ask(admin: Bind, method: str, path: str, token: str = "", **query: str) -> object:
+    """The decoded JSON of one answer; `token` is shown where it is not empty.  Raises AdminUnreachable."""
     if query:
         path += "?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
     connection: http.client.HTTPConnection
     if admin.is_unix:
         connection = _UnixConnection(admin.path, _SECONDS)
     else:
-        connection = http.client.HTTPConnection(str(admin.address), admin.port, timeout=_SECONDS)
+        connection = http.client.HTTPConnection(host_of(admin), admin.port, timeout=_SECONDS)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:
