@@ -193,8 +193,6 @@ class AdminServer:
         """What `/events` comes to."""
         if is_foreign_page(fields):
             return problem(403, "Origin is not this address: the page of another site may not follow the events")
-        if (wrong := upgrade_problem(request.method, fields)) is not None:
-            return wrong
         try:
             wanted, recent = parse_filter(query)
         except FilterInvalid as error:
@@ -203,6 +201,9 @@ class AdminServer:
             return problem(
                 503, f"there are {MAX_SUBSCRIBERS} subscribers, and there may be no more", (b"retry-after", b"30")
             )
+        # Last, so that a plain request hears what is wrong: a browser tells no page why its WebSocket was refused.
+        if (wrong := upgrade_problem(request.method, fields)) is not None:
+            return wrong
         return _Subscribe(request, wanted, recent)
 
     async def answer(self, method: str, path: str, query: dict[str, list[str]], accept: str = "") -> Answer:
