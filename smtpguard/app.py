@@ -19,7 +19,8 @@ from typing import BinaryIO
 import trio
 
 from smtpguard import __version__
-from smtpguard.admin.server import AdminServer, Status
+from smtpguard.admin.live import Feed
+from smtpguard.admin.server import AdminServer, Live, Status
 from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
 from smtpguard.config.startup import state_directory_problem, unusable_state_directory
@@ -58,10 +59,12 @@ from smtpguard.telemetry.history import History
 from smtpguard.telemetry.log import LogSink
 from smtpguard.telemetry.metrics import Metrics
 from smtpguard.telemetry.state import State, with_inbound
+from smtpguard.telemetry.totals import Totals
 
 _LOG_FLUSH_SECONDS = 2.0
 _DATABASE = "smtpguard.db"
 _MTA_SECONDS = 3.0  # how long the start waits for the MTAs behind inbound listeners
+_FOLLOWERS_SECONDS = 3.0  # how long the end waits for those who follow the events
 _DETAIL = 500
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -88,6 +91,7 @@ class Application:
         self._history: History | None = None
         self._log = LogSink(settings.log, stream or sys.stdout.buffer, clock)
         self._metrics = Metrics(clock, __version__, self._state)
+        self._live = Live(Feed(clock), Totals(clock), clock, lambda: self.settings.admin_token)
         try:
             self._store = self._open_store()
             self._history = History(self._store, clock)
@@ -122,6 +126,8 @@ class Application:
         self._metrics.emit(event)
         if self._history is not None:
             self._history.emit(event)
+        self._live.totals.emit(event)
+        self._live.feed.emit(event)
         self._watch(event)
 
     async def run(self) -> None:
@@ -134,7 +140,8 @@ class Application:
                 everything: list[Intake | Inbound] = [*self._intakes, *self._inbounds]
                 bound = [(service, _open(closing, service.listener.binds, inherited)) for service in everything]
                 admin = _open(closing, [self.settings.admin] if self.settings.admin else [], inherited)
-                _only_local(admin)
+                if not self.settings.admin_token:
+                    _only_local(admin)
                 metrics = _open(closing, [self.settings.metrics] if self.settings.metrics else [], inherited)
                 refuse_unused(inherited, [sock for socks in (admin, metrics, *(s for _, s in bound)) for sock in socks])
             except ListenFailed as failed:
@@ -182,9 +189,9 @@ class Application:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._signals, signals, accepting, sessions)
                     for sock in admin:
-                        self._start_admin(nursery, sock, "admin")
+                        self._start_admin(sessions, sock, "admin")  # answers, and is watched, while sessions drain
                     for sock in metrics:
-                        self._start_admin(nursery, sock, "metrics")
+                        self._start_admin(sessions, sock, "metrics")
                     for service, socks in bound:
                         slots = trio.Semaphore(service.listener.max_connections)
                         for sock in socks:
@@ -224,13 +231,15 @@ class Application:
 
     def _start_admin(self, nursery: trio.Nursery, sock: socket.socket, name: str) -> None:
         assert self._history is not None
+        is_admin = name == "admin"
         server = AdminServer(
             self._metrics,
             self._history,
             self._engine.sts,
             self.status,
             self.emit,
-            metrics_only=name == "metrics",
+            self._live if is_admin else None,
+            metrics_only=not is_admin,
         )
         self.emit(ListenerBound(listener=name, address=str(_endpoint(sock)), role="admin", protocol="http"))
         # Trio takes plain sockets only, and closes them; ours is closed where it was opened.
@@ -302,6 +311,8 @@ class Application:
                 with trio.move_on_after(1):
                     await trio.sleep_forever()
             nursery.cancel_scope.cancel()
+        with trio.move_on_after(_FOLLOWERS_SECONDS):
+            await self._live.feed.end()
         sessions.cancel_scope.cancel()
 
     def _reload(self) -> None:
@@ -403,7 +414,7 @@ def _only_local(admin: Sequence[socket.socket]) -> None:
         if end.address is not None and not end.address.is_loopback:
             raise ListenFailed(
                 f"the admin socket that systemd passed listens on {end}, where other hosts reach it: "
-                "use a loopback address or a Unix socket in its ListenStream="
+                "use a loopback address or a Unix socket in its ListenStream=, or set [admin] token_file"
             )
 
 

@@ -1,14 +1,16 @@
-"""What may an operator type?  `smtpguard run | check-config | health | probe | explain | sts | demo`.
+"""What may an operator type?  `smtpguard run | check-config | health | probe | explain | watch | sts | demo`.
 
 Exit codes: 0 well, 1 it failed or a domain would be refused, 2 the configuration or the command line is wrong.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
@@ -18,6 +20,9 @@ import trio
 from smtpguard import __version__
 from smtpguard.admin.client import AdminUnreachable, ask
 from smtpguard.admin.explain import explained
+from smtpguard.admin.lines import line_of, words_of
+from smtpguard.admin.live import LEVELS, MAX_RECENT, FilterInvalid, parse_filter
+from smtpguard.admin.watch import Watched, follow
 from smtpguard.app import StartFailed
 from smtpguard.app import run as run_app
 from smtpguard.clock import SYSTEM_CLOCK
@@ -28,9 +33,21 @@ from smtpguard.events import discard
 from smtpguard.health import config_option, health
 from smtpguard.mtasts.store import Store
 from smtpguard.names import Domain, IpAddress, NameInvalid, parse_mail_domain
+from smtpguard.net.listen import Bind
 from smtpguard.outbound.probe import DomainReport, HostReport, probe
+from smtpguard.telemetry.outcomes import DIRECTIONS, OUTCOMES
 
 _CANARY_SECONDS = 15.0
+_COLOURS = MappingProxyType(
+    {
+        "delivered": "green",
+        "deferred": "yellow",
+        "refused": "red",
+        "lost": "magenta",
+        "warning": "yellow",
+        "error": "red",
+    }
+)
 _PROBES_AT_ONCE = 8
 
 
@@ -166,6 +183,69 @@ def explain(what: str, as_json: bool, config: Path) -> None:
     click.echo("\n\n".join(explained(decision) for decision in decisions if isinstance(decision, dict)))
 
 
+@main.command("watch")
+@click.option("--direction", type=click.Choice(DIRECTIONS), help="Only mail that goes this way.")
+@click.option("--domain", "domains", multiple=True, help="Only this one; .example.org: those below it. Repeatable.")
+@click.option("--outcome", "outcomes", type=click.Choice(OUTCOMES), multiple=True, help="Only these. Repeatable.")
+@click.option("--level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest severity.")
+@click.option("--recent", type=click.IntRange(0, MAX_RECENT), default=0, help="Begin with so many earlier events.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as in the JSON log.")
+@click.option("--once", is_flag=True, help="End (exit 1) when the feed ends, instead of waiting for it to come back.")
+@config_option
+def watch_command(
+    direction: str | None,
+    domains: tuple[str, ...],
+    outcomes: tuple[str, ...],
+    level: str,
+    recent: int,
+    as_json: bool,
+    once: bool,
+    config: Path,
+) -> None:
+    """Follow the events of the running smtpguard until Ctrl-C (exit 0)."""
+    query = [("direction", direction)] if direction else []
+    query += [*(("domain", one) for one in domains), *(("outcome", one) for one in outcomes), ("level", level)]
+    try:
+        parse_filter({"domain": domains})
+    except FilterInvalid as error:
+        _fail(str(error), 2)
+    watched = Watched(*_admin(config), query, recent)
+
+    def notice(text: str) -> None:
+        click.echo(f"smtpguard: {text}", err=True)
+
+    try:
+        # Only at a checkpoint: raised in the middle of a line, an interrupt would cut it.
+        trio.run(
+            partial(follow, watched, _print_raw if as_json else _print_line, notice, again=not once),
+            restrict_keyboard_interrupt_to_checkpoints=True,
+        )
+    except KeyboardInterrupt:
+        pass  # the end that is meant
+    except AdminUnreachable as error:
+        _fail(str(error), 1)
+    except BaseExceptionGroup as group:
+        interrupts, rest = group.split((KeyboardInterrupt, BrokenPipeError))
+        if rest is not None or interrupts is None:
+            raise
+        if interrupts.subgroup(BrokenPipeError) is not None:
+            # The reader of a pipe has enough; the interpreter must not try to flush into it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_raw(line: str) -> None:
+    click.echo(line)
+
+
+def _print_line(line: str) -> None:
+    try:
+        record = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:  # another version, or another program
+        record = {"event": line}
+    colour = next((_COLOURS[word] for word in words_of(record) if word in _COLOURS), None)
+    click.echo(click.style(line_of(record), fg=colour) if colour else line_of(record))
+
+
 @main.group()
 def sts() -> None:
     """The MTA-STS policies of the running smtpguard."""
@@ -245,15 +325,21 @@ def _settings(config: Path) -> Settings:
 
 
 def _ask(config: Path, method: str, path: str, **query: str) -> object:
+    admin, token = _admin(config)
+    try:
+        return ask(admin, method, path, token, **query)
+    except AdminUnreachable as error:
+        _fail(str(error), 1)
+
+
+def _admin(config: Path) -> tuple[Bind, str]:
+    """Where the running process can be asked, and the token to show."""
     settings = _settings(config)
     if settings.admin is None:
         _fail("[admin] enabled = false: there is nothing to ask", 2)
     if settings.admin_address is None:
         _fail(f'[admin] bind = "{settings.admin}": name in [admin] address where its socket unit listens', 2)
-    try:
-        return ask(settings.admin_address, method, path, **query)
-    except AdminUnreachable as error:
-        _fail(str(error), 1)
+    return settings.admin_address, settings.admin_token
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -19,6 +19,7 @@ from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.config.build import Settings, load
 from smtpguard.config.findings import ConfigError
 from smtpguard.events import Event, InternalError, Lifecycle, ListenerBound, SessionClosed
+from tests.support.follower import following
 
 CONFIG = """
 hostname = "mail.example.org"
@@ -222,6 +223,26 @@ async def test_an_admin_socket_of_systemd_must_be_local(
             await Application(settings_of(config), stream=io.BytesIO()).run()
 
 
+async def test_an_admin_socket_of_systemd_beyond_this_host(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a token it may listen there; HUP takes a new token."""
+    (tmp_path / "token").write_text("first-token-0123456789")
+    text = config.read_text().replace(f"unix:{tmp_path}/admin.sock", "fd:admin")
+    config.write_text(text + f'token_file = "{tmp_path}/token"\n')
+    with socket.socket() as passed:
+        passed.bind(("0.0.0.0", 0))
+        passed.listen()
+        passed.setblocking(False)
+        monkeypatch.setattr(app, "inherited_sockets", lambda: (app.InheritedSocket("admin", passed),))
+        async with running(config) as (application, watch):
+            assert application._live.token() == "first-token-0123456789"
+            (tmp_path / "token").write_text("second-token-0123456789")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert await watch.stage("reloaded") == ""
+            assert application._live.token() == "second-token-0123456789"
+
+
 async def test_an_admin_socket_of_systemd(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text(config.read_text().replace(f"unix:{tmp_path}/admin.sock", "fd:admin"))
     with socket.socket() as passed:
@@ -357,6 +378,23 @@ async def test_a_second_term_ends_at_once(config: Path) -> None:
             await rest(stream)
         await stream.aclose()
         await watch.stage("stopped")
+
+
+async def test_the_end_is_followed_to_the_end(config: Path, tmp_path: Path) -> None:
+    """While sessions drain the admin address answers, and who follows the events hears of it; then 1001."""
+    config.write_text(config.read_text().replace(f"unix:{tmp_path}/admin.sock", "127.0.0.1:0"))
+    async with running(config) as (_, watch):
+        mta = await greeted(watch.port("lmtp"))
+        await exchanged(mta, b"MAIL FROM:<a@example.org>\r\n", b"250 2.1.0")
+        async with following(watch.port("admin")) as follower:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (await follower.event("lifecycle"))["stage"] == "draining"
+            stream = await trio.open_tcp_stream("127.0.0.1", watch.port("admin"))
+            await stream.send_all(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await rest(stream)).startswith(b"HTTP/1.1 503 ")
+            await stream.aclose()
+            await mta.aclose()
+            assert await follower.closed() == (1001, "smtpguard ends")
 
 
 async def test_what_systemd_is_told(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

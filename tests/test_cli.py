@@ -138,6 +138,64 @@ def test_a_life(config: Path, tmp_path: Path) -> None:
         assert errors == ""
 
 
+@contextmanager
+def watching(config: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`smtpguard watch`, once it follows; killed at the latest at the end."""
+    command = [sys.executable, "-m", "smtpguard", "watch", *options, "--config", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert process.stderr.readline().startswith("smtpguard: following ")
+            yield process
+        finally:
+            process.kill()
+
+
+def test_watch(config: Path, tmp_path: Path) -> None:
+    """Events for people and as JSON; Ctrl-C is the end that is meant; a reader who has enough is none; --once ends with
+    the process, the others wait."""
+    with (
+        running(config) as process,
+        watching(config, "--outcome", "deferred") as people,
+        watching(config, "--json", "--domain", "nowhere.example", "--outcome", "deferred") as program,
+        watching(config, "--json", "--level", "debug") as closed,
+        watching(config, "--once", "--level", "error") as once,
+    ):
+        assert closed.stdout is not None
+        closed.stdout.close()
+        with smtplib.LMTP(f"{tmp_path}/lmtp.sock") as mta, pytest.raises(smtplib.SMTPRecipientsRefused):
+            mta.sendmail("a@example.org", ["b@nowhere.example"], b"Subject: x\r\n\r\nx\r\n")
+        assert people.stdout is not None
+        assert program.stdout is not None
+        assert "out deferred  nowhere.example" in people.stdout.readline()
+        assert json.loads(program.stdout.readline())["reason"] == "dns/failure"
+        assert closed.wait(20) == 0
+        people.send_signal(signal.SIGINT)
+        assert people.communicate(timeout=20) == ("", "")
+        assert people.returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert once.communicate(timeout=20) == ("", "smtpguard: the feed ended: smtpguard ends\n")
+        assert once.returncode == 1
+        assert program.stderr is not None
+        assert program.stderr.readline() == (
+            "smtpguard: the feed is lost: smtpguard ends; waiting for it to come back\n"
+        )
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=20)
+        assert program.returncode == 0
+
+
+def test_watch_says_what_is_wrong(config: Path) -> None:
+    for options, code, said in (
+        (["--domain", "a..b"], 2, "right would be"),
+        (["--outcome", "bounced"], 2, "is not one of"),
+        ([], 1, "is smtpguard running"),
+    ):
+        done = CliRunner().invoke(cli.main, ["watch", *options, "--config", str(config)])
+        assert done.exit_code == code
+        assert said in done.output
+
+
 def test_nobody_to_ask(config: Path) -> None:
     done = smtpguard("explain", "x", "--config", config)
     assert done.returncode == 1

@@ -28,15 +28,24 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def fetch(admin: Bind, path: str, method: str = "GET", *, seconds: float = _SECONDS) -> tuple[int, str]:
-    """Status and text of one answer.  Raises AdminUnreachable."""
+def host_of(admin: Bind) -> str:
+    """The address to connect to: this host, where the process listens on every address."""
+    if admin.address is not None and admin.address.is_unspecified:
+        return "127.0.0.1" if admin.address.version == 4 else "::1"
+    return str(admin.address)
+
+
+def fetch(
+    admin: Bind, path: str, method: str = "GET", *, token: str = "", seconds: float = _SECONDS
+) -> tuple[int, str]:
+    """Status and text of one answer; `token` is shown where it is not empty.  Raises AdminUnreachable."""
     connection: http.client.HTTPConnection
     if admin.is_unix:
         connection = _UnixConnection(admin.path, seconds)
     else:
-        connection = http.client.HTTPConnection(_host(admin), admin.port, timeout=seconds)
+        connection = http.client.HTTPConnection(host_of(admin), admin.port, timeout=seconds)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         return response.status, response.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
@@ -47,18 +56,11 @@ def fetch(admin: Bind, path: str, method: str = "GET", *, seconds: float = _SECO
         connection.close()
 
 
-def _host(admin: Bind) -> str:
-    """The address to connect to: this host, where the process listens on every address."""
-    if admin.address is not None and admin.address.is_unspecified:
-        return "127.0.0.1" if admin.address.version == 4 else "::1"
-    return str(admin.address)
-
-
-def ask(admin: Bind, method: str, path: str, **query: str) -> object:
-    """The decoded JSON of one answer.  Raises AdminUnreachable."""
+def ask(admin: Bind, method: str, path: str, token: str = "", **query: str) -> object:
+    """The decoded JSON of one answer; `token` is shown where it is not empty.  Raises AdminUnreachable."""
     if query:
         path += "?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
-    status, body = fetch(admin, path, method)
+    status, body = fetch(admin, path, method, token=token)
     try:
         answer: object = msgspec.json.decode(body)
     except msgspec.DecodeError as error:

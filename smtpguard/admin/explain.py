@@ -97,10 +97,10 @@ def _required(facts: Sequence[Facts], ends: Sequence[tuple[str, Facts]]) -> list
 def _host(name: str, facts: Facts) -> Iterator[str]:
     if name not in ("host_opened", "host_skipped"):
         return
-    where = _where(facts)
+    where = where_of(facts)
     if name == "host_opened":
         again = ", on a connection that was open" if facts.get("reused") else ""
-        yield f"{where}: {_tls(facts)}, {_authenticated(facts)}{again}"
+        yield f"{where}: {tls_of(facts)}, {authentication_of(facts)}{again}"
         if detail := _text(facts.get("detail")):
             yield f"  {detail}"
         return
@@ -108,7 +108,7 @@ def _host(name: str, facts: Facts) -> Iterator[str]:
     if detail := _text(facts.get("detail")):
         yield f"  seen: {detail}"
     if facts.get("tls_version"):
-        yield f"  {_tls(facts)}"
+        yield f"  {tls_of(facts)}"
 
 
 def _observed(facts: Facts) -> str:
@@ -116,13 +116,13 @@ def _observed(facts: Facts) -> str:
     would = "would refuse" if facts.get("would") == "refuse" else "would deliver"
     reason = _text(facts.get("reason"))
     why = f": {_reason(reason)}" if reason else ""
-    return f"{_text(facts.get('kind'))} at {_where(facts)} {would}{why}"
+    return f"{_text(facts.get('kind'))} at {where_of(facts)} {would}{why}"
 
 
 def _outcome(name: str, facts: Facts) -> str:
     reply = _text(facts.get("reply"))
     if name == "delivered":
-        return f"delivered to {_where(facts)}, {_tls(facts)}, {_authenticated(facts)}: {reply}"
+        return f"delivered to {where_of(facts)}, {tls_of(facts)}, {authentication_of(facts)}: {reply}"
     word = "refused" if reply.startswith("5") else "deferred"
     who = "by the host's own reply" if facts.get("relayed") else "by smtpguard"
     stage = _text(facts.get("stage")).upper()
@@ -138,19 +138,22 @@ def _ways_out(ends: Sequence[tuple[str, Facts]]) -> list[str]:
     return list(found)
 
 
-def _where(facts: Facts) -> str:
+def where_of(facts: Facts) -> str:
+    """`mx.a.example[192.0.2.1]:25`."""
     mx, address, port = (_text(facts.get(key)) for key in ("mx", "address", "port"))
     if not address or address == "None":
         return mx or "no host"
     return f"{address}:{port}" if mx in ("", f"[{address}]") else f"{mx}[{address}]:{port}"
 
 
-def _tls(facts: Facts) -> str:
+def tls_of(facts: Facts) -> str:
+    """`TLS 1.3 TLS_AES_256_GCM_SHA384 x25519`, or `in clear`."""
     words = [_text(facts.get(key)) for key in ("tls_version", "cipher", "group")]
     return " ".join(["TLS", *filter(None, words)]) if words[0] else "in clear"
 
 
-def _authenticated(facts: Facts) -> str:
+def authentication_of(facts: Facts) -> str:
+    """What held, in words."""
     auth = _text(facts.get("auth")) or "none"
     return _AUTHENTICATED.get(auth, auth)
 

@@ -1,10 +1,12 @@
-"""What does the admin address answer?  Metrics, health, decisions, status, and the MTA-STS cache.
+"""What does the admin address answer?  Metrics, health, decisions, status, totals, the MTA-STS cache, the live page and
+its events.
 
 One request a connection is all it needs to serve well: h11 over plain Trio streams, small bodies, every wait bounded.
-The address is loopback or a unix socket; answers hold no message content.  What other hosts may reach (`metrics_bind`)
+Who may ask is access.py; answers hold no message content.  What other hosts may reach without a token (`metrics_bind`)
 answers metrics and health alone: no names of correspondents, nothing that acts.
 """
 
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,13 +16,21 @@ import h11
 import msgspec
 import trio
 
+from smtpguard.admin.access import PUBLIC, is_foreign_page, refusal
+from smtpguard.admin.answer import JSON, TEXT, Answer, problem
+from smtpguard.admin.live import MAX_SUBSCRIBERS, Feed, Filter, FilterInvalid, parse_filter
+from smtpguard.admin.page import load_page
+from smtpguard.admin.stream import send_events, upgrade_problem
+from smtpguard.clock import Clock
 from smtpguard.events import Emit, InternalError
 from smtpguard.mtasts.cache import StsCache
 from smtpguard.mtasts.entries import Entry
 from smtpguard.names import NameInvalid, parse_domain
+from smtpguard.net.endpoint import Endpoint
 from smtpguard.reasons import printable
 from smtpguard.telemetry.history import History, encode_all
 from smtpguard.telemetry.metrics import Metrics
+from smtpguard.telemetry.totals import Totals
 
 _REQUEST_SECONDS = 30.0
 _MAX_DECISIONS = 1000
@@ -28,10 +38,8 @@ _MAX_BODY = 4096
 _MAX_CONNECTIONS = 64
 _LINGER_SECONDS = 1.0
 _LINGER_OCTETS = 256 * 1024
-_JSON = "application/json"
-_TEXT = "text/plain; charset=utf-8"
 _SERVER = b"smtpguard"
-_PUBLIC = frozenset({"/metrics", "/healthz/live", "/healthz/ready"})
+_MAX_QUERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +58,23 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One HTTP response."""
+class Live:
+    """What the live page and `/events` stand on."""
 
-    status: int
-    content_type: str
-    body: bytes
+    feed: Feed
+    totals: Totals
+    clock: Clock
+    token: Callable[[], str]
+    """The bearer token of now; empty: none is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscribe:
+    """In place of an answer: events to the end of the connection."""
+
+    request: h11.Request
+    wanted: Filter
+    recent: int
 
 
 class AdminServer:
@@ -68,12 +87,16 @@ class AdminServer:
         sts: StsCache | None,
         status: Callable[[], Status],
         emit: Emit,
+        live: Live | None = None,
         *,
         metrics_only: bool = False,
     ) -> None:
-        """`metrics_only`: other hosts may ask, and hear of metrics and health alone."""
+        """`live`: without it there is no page, no feed and no token.  `metrics_only`: other hosts may ask, and hear of
+        metrics and health alone."""
         self._emit = emit
         self._metrics_only = metrics_only
+        self._live = live
+        self._pages = load_page() if live is not None else {}
         self._connections = 0
         self._metrics = metrics
         self._history = history
@@ -97,6 +120,8 @@ class AdminServer:
 
     async def _requests(self, stream: trio.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+        is_near = _is_near(stream.socket)
+        subscribe: _Subscribe | None = None
         goes_on = True
         while goes_on:
             goes_on = False
@@ -104,13 +129,24 @@ class AdminServer:
                 request = await self._request(connection, stream)
                 if request is None:
                     return
-                answer = request if isinstance(request, Answer) else await self._answer_safely(request)
-                is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
-                await stream.send_all(_encode(connection, answer, is_head=is_head))
-                goes_on = connection.our_state is h11.DONE and connection.their_state is h11.DONE
+                answer = request if isinstance(request, Answer) else await self._answer_safely(request, is_near)
+                if isinstance(answer, _Subscribe):
+                    subscribe = answer
+                else:
+                    is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
+                    await stream.send_all(_encode(connection, answer, is_head=is_head))
+                    goes_on = connection.our_state is h11.DONE and connection.their_state is h11.DONE
             if goes_on:
                 connection.start_next_cycle()
-        await _linger(stream)
+        if subscribe is None:
+            await _linger(stream)
+        else:
+            await self._follow(stream, subscribe, connection.trailing_data[0])
+
+    async def _follow(self, stream: trio.SocketStream, subscribe: _Subscribe, rest: bytes) -> None:
+        assert self._live is not None
+        with self._live.feed.subscribe(subscribe.wanted, subscribe.recent) as subscription:
+            await send_events(stream, subscribe.request, rest, subscription, self._live.clock)
 
     async def _request(self, connection: h11.Connection, stream: trio.SocketStream) -> h11.Request | Answer | None:
         """The next request, read to its end; what to answer where it is none; None when the client is gone."""
@@ -120,7 +156,7 @@ class AdminServer:
             try:
                 event = connection.next_event()
             except h11.RemoteProtocolError as error:
-                return _problem(error.error_status_hint, "this is no HTTP request we understand")
+                return problem(error.error_status_hint, "this is no HTTP request we understand")
             if event is h11.NEED_DATA:
                 connection.receive_data(await stream.receive_some(16384))
             elif isinstance(event, h11.Request):
@@ -128,86 +164,114 @@ class AdminServer:
             elif isinstance(event, h11.Data):
                 size += len(event.data)
                 if size > _MAX_BODY:
-                    return _problem(413, f"a body has at most {_MAX_BODY} octets")
+                    return problem(413, f"a body has at most {_MAX_BODY} octets")
             elif isinstance(event, h11.EndOfMessage):
                 return request
             else:
                 return None
 
-    async def _answer_safely(self, request: h11.Request) -> Answer:
+    async def _answer_safely(self, request: h11.Request, is_near: bool) -> Answer | _Subscribe:
         """The boundary of one answer: a bug is a 500 and an event."""
         fields = {name: value.decode("latin-1") for name, value in request.headers}
         method, target = request.method.decode("ascii"), request.target.decode("latin-1")
-        if method not in ("GET", "HEAD") and b"origin" in fields:
-            return _problem(403, "a web page may not do this")
-        try:
-            return await self.answer(method, target, fields.get(b"accept", ""))
-        except Exception as error:  # noqa: BLE001  -- the boundary named above
-            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
-            return _problem(500, "internal error; the log says more")
-
-    async def answer(self, method: str, target: str, accept: str = "") -> Answer:
-        """The answer to one request; `target` is path and query."""
         try:
             parts = urlsplit(target)
-            path, query = unquote(parts.path), parse_qs(parts.query)
+            path, query = unquote(parts.path), parse_qs(parts.query, max_num_fields=_MAX_QUERY)
         except ValueError:
-            return _problem(400, "this is no path")
-        if self._metrics_only and path not in _PUBLIC:
-            return _problem(404, "only /metrics, /healthz/live and /healthz/ready are served on this address")
+            return problem(400, "this is no path")
+        if self._metrics_only and path not in PUBLIC:
+            return problem(404, "only /metrics, /healthz/live and /healthz/ready are served on this address")
+        token = self._live.token() if self._live is not None else ""
+        if (refused := refusal(path, fields, token, is_near=is_near)) is not None:
+            return refused
+        if method not in ("GET", "HEAD") and b"origin" in fields:
+            return problem(403, "a web page may not do this")
+        try:
+            if path == "/events" and self._live is not None:
+                return self._subscribe(self._live.feed, request, query, fields)
+            return await self.answer(method, path, query, fields.get(b"accept", ""))
+        except Exception as error:  # noqa: BLE001  -- the boundary named above
+            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
+            return problem(500, "internal error; the log says more")
+
+    def _subscribe(
+        self, feed: Feed, request: h11.Request, query: dict[str, list[str]], fields: dict[bytes, str]
+    ) -> Answer | _Subscribe:
+        """What `/events` comes to."""
+        if is_foreign_page(fields):
+            return problem(403, "Origin is not this address: the page of another site may not follow the events")
+        try:
+            wanted, recent = parse_filter(query)
+        except FilterInvalid as error:
+            return problem(400, str(error))
+        if feed.is_full:
+            return problem(
+                503, f"there are {MAX_SUBSCRIBERS} subscribers, and there may be no more", (b"retry-after", b"30")
+            )
+        # Last, so that a plain request hears what is wrong: a browser tells no page why its WebSocket was refused.
+        if (wrong := upgrade_problem(request.method, fields)) is not None:
+            return wrong
+        return _Subscribe(request, wanted, recent)
+
+    async def answer(self, method: str, path: str, query: dict[str, list[str]], accept: str = "") -> Answer:
+        """The answer to one request that may be asked."""
         if path.startswith("/api/sts"):
             return await self._sts_answer(method, path.removeprefix("/api/sts").strip("/"))
         if method not in ("GET", "HEAD"):
-            return _problem(405, "only GET here")
+            return problem(405, "only GET here")
         match path:
             case "/metrics":
                 content_type, body = self._metrics.render(accept)
                 return Answer(200, content_type, body)
             case "/healthz/live":
-                return Answer(200, _TEXT, b"alive\n")
+                return Answer(200, TEXT, b"alive\n")
             case "/healthz/ready":
                 status = self._status()
                 words = "ready" if status.ready else "draining" if status.draining else "starting"
                 lines = [words, *(f"degraded: {what}" for what in status.degraded)]
-                return Answer(200 if status.ready else 503, _TEXT, "\n".join(lines).encode() + b"\n")
+                return Answer(200 if status.ready else 503, TEXT, "\n".join(lines).encode() + b"\n")
             case "/api/status":
-                return Answer(200, _JSON, msgspec.json.encode(asdict(self._status())))
+                return Answer(200, JSON, msgspec.json.encode(asdict(self._status())))
             case "/api/decisions":
                 return self._decisions(query)
+            case "/api/totals" if self._live is not None:
+                return Answer(200, JSON, msgspec.json.encode(self._live.totals.as_json()))
+            case _ if path in self._pages:
+                return self._pages[path]
             case _:
-                return _problem(404, "there is no such page; see docs/admin.md")
+                return problem(404, "there is no such page; see docs/admin.md")
 
     def _decisions(self, query: dict[str, list[str]]) -> Answer:
         """`?q=ID|DOMAIN` finds, `?limit=N` shows the latest."""
         wanted = query.get("q", [""])[0]
         if wanted:
-            return Answer(200, _JSON, encode_all(self._history.find(wanted)[-_MAX_DECISIONS:]))
+            return Answer(200, JSON, encode_all(self._history.find(wanted)[-_MAX_DECISIONS:]))
         limit = query.get("limit", ["100"])[0]
         if not (limit.isascii() and limit.isdigit() and len(limit) < 5) or not 0 < int(limit) <= _MAX_DECISIONS:
-            return _problem(400, f"limit must be a number from 1 to {_MAX_DECISIONS}")
-        return Answer(200, _JSON, encode_all(self._history.recent(int(limit))))
+            return problem(400, f"limit must be a number from 1 to {_MAX_DECISIONS}")
+        return Answer(200, JSON, encode_all(self._history.recent(int(limit))))
 
     async def _sts_answer(self, method: str, rest: str) -> Answer:
         """GET list or show; POST `DOMAIN?` refresh or forget: `/api/sts/example.org/refresh`."""
         if self._sts is None:
-            return _problem(404, "MTA-STS is switched off: [mtasts] enabled = false")
+            return problem(404, "MTA-STS is switched off: [mtasts] enabled = false")
         if not rest:
-            return Answer(200, _JSON, msgspec.json.encode([_policy(entry) for entry in self._sts.list()]))
+            return Answer(200, JSON, msgspec.json.encode([_policy(entry) for entry in self._sts.list()]))
         name, _, action = rest.partition("/")
         try:
             domain = parse_domain(name)
         except NameInvalid as error:
-            return _problem(400, str(error))
+            return problem(400, str(error))
         if method == "POST" and action == "refresh":
-            return Answer(200, _JSON, msgspec.json.encode(_plain(await self._sts.refresh(domain))))
+            return Answer(200, JSON, msgspec.json.encode(_plain(await self._sts.refresh(domain))))
         if method == "POST" and action == "forget":
-            return Answer(200, _JSON, msgspec.json.encode({"forgotten": self._sts.forget(domain)}))
+            return Answer(200, JSON, msgspec.json.encode({"forgotten": self._sts.forget(domain)}))
         if method in ("GET", "HEAD") and not action:
             shown = self._sts.show(domain)
             if shown is None:
-                return _problem(404, f"no policy of {domain} is cached")
-            return Answer(200, _JSON, msgspec.json.encode(_policy(shown)))
-        return _problem(405, "POST /api/sts/DOMAIN/refresh or /forget, GET /api/sts/DOMAIN")
+                return problem(404, f"no policy of {domain} is cached")
+            return Answer(200, JSON, msgspec.json.encode(_policy(shown)))
+        return problem(405, "POST /api/sts/DOMAIN/refresh or /forget, GET /api/sts/DOMAIN")
 
 
 def _plain(result: object) -> dict[str, object]:
@@ -231,8 +295,12 @@ def _policy(entry: Entry) -> dict[str, object]:
     }
 
 
-def _problem(status: int, text: str) -> Answer:
-    return Answer(status, _JSON, msgspec.json.encode({"error": text}))
+def _is_near(sock: trio.socket.SocketType) -> bool:
+    """Did the connection come over loopback or a Unix socket?"""
+    if sock.family == socket.AF_UNIX:
+        return True
+    peer = Endpoint.asked(sock.family, sock.getpeername)
+    return peer.address is not None and peer.address.is_loopback
 
 
 async def _linger(stream: trio.SocketStream) -> None:
@@ -253,6 +321,7 @@ def _encode(connection: h11.Connection, answer: Answer, *, is_head: bool) -> byt
             (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),
             (b"server", _SERVER),
+            *answer.fields,
         ],
     )
     body = b"" if is_head else answer.body

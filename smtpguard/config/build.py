@@ -6,7 +6,7 @@ they are put together, and what no part can see alone is looked at.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtpguard.config import environment, listeners
@@ -17,6 +17,7 @@ from smtpguard.config.outbound import outbound, outbound_listener
 from smtpguard.config.resolver import canary_settings, resolver_settings
 from smtpguard.config.rules import rule_set
 from smtpguard.config.schema import AdminTable, File, MtaStsTable, read
+from smtpguard.config.token import read_token
 from smtpguard.dns.canary import CanarySettings
 from smtpguard.dns.resolver import ResolverSettings
 from smtpguard.inbound.settings import InboundListener
@@ -53,6 +54,8 @@ class Settings:
     """Where the commands find the running process: `admin`, or what the file says where systemd binds it."""
     metrics: Bind | None
     """Where metrics and health alone are served, to whoever reaches it."""
+    admin_token: str = field(repr=False)
+    """What clients beyond this host must show; empty: there may be none."""
     log: LogSettings
 
 
@@ -72,6 +75,7 @@ def _settings(found: Findings, path: Path, file: File, environ: Mapping[str, str
     hostname = found.name("", "hostname", file.hostname)
     outbound_listeners, inbound_listeners = _listeners(found, file, hostname)
     both: list[tuple[str, OutboundListener | InboundListener]] = [*outbound_listeners, *inbound_listeners]
+    token = _token(found, file.admin)
     admin, admin_address, metrics = _admin(found, file.admin)
     bound = [Bound(bind, place) for place, one in both for bind in one.binds]
     if admin is not None:
@@ -108,6 +112,7 @@ def _settings(found: Findings, path: Path, file: File, environ: Mapping[str, str
         admin=admin,
         admin_address=admin_address,
         metrics=metrics,
+        admin_token=token,
         log=LogSettings(format=file.log.format, level=file.log.level),
     )
 
@@ -144,11 +149,11 @@ def _admin(found: Findings, table: AdminTable) -> tuple[Bind | None, Bind | None
     if not table.enabled:
         return None, None, metrics
     bind = found.parsed("[admin]", "bind", table.bind, parse_bind)
-    if bind is not None and not bind.is_local and not bind.fd_name:  # a passed socket is looked at when it is there
+    if bind is not None and not (bind.is_local or bind.fd_name or table.token_file):  # a passed socket: see app.py
         found.wrong(
             "[admin]", "bind", quoted(table.bind),
-            "must be a loopback address or a unix socket; metrics and health can be served beyond this host "
-            "by metrics_bind",
+            "must be a loopback address or a unix socket, or token_file must name the file of a bearer token; metrics "
+            "and health alone can be served beyond this host by metrics_bind",
         )  # fmt: skip
     if not table.address:
         return bind, None if bind is None or bind.fd_name else bind, metrics
@@ -156,6 +161,19 @@ def _admin(found: Findings, table: AdminTable) -> tuple[Bind | None, Bind | None
     if address is not None and (address.fd_name or not (address.is_unix or address.port)):
         found.wrong("[admin]", "address", quoted(table.address), "must be where a client connects: address and port")
     return bind, address, metrics
+
+
+def _token(found: Findings, table: AdminTable) -> str:
+    """The bearer token; a file of its own keeps it out of what people show each other."""
+    if not table.token_file:
+        return ""
+    try:
+        return read_token(Path(table.token_file))
+    except OSError as error:
+        found.wrong("[admin]", "token_file", quoted(table.token_file), f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        found.wrong("[admin]", "token_file", quoted(table.token_file), str(error))
+    return ""
 
 
 def _sts(table: MtaStsTable) -> StsSettings | None:

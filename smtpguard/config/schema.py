@@ -205,6 +205,7 @@ class AdminTable(msgspec.Struct):
     bind: str = "127.0.0.1:9825"
     address: str = ""
     metrics_bind: str = ""
+    token_file: str = ""
     enabled: bool = True
 
 

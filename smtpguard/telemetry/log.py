@@ -162,9 +162,14 @@ def render_logfmt(at: datetime, event: Event) -> bytes:
 
 def render_json(at: datetime, event: Event) -> bytes:
     """The event as one JSON object on one line.  Empty fields are left out; tuples stay lists."""
+    return msgspec.json.encode(json_record(at, event)) + b"\n"
+
+
+def json_record(at: datetime, event: Event) -> dict[str, object]:
+    """What `render_json` writes: bounded printable text, numbers and lists."""
     record: dict[str, object] = {"ts": _timestamp(at), "level": event.severity, "event": event.name}
     record.update((key, _json_value(value)) for key, value in _fields(event))
-    return msgspec.json.encode(record) + b"\n"
+    return record
 
 
 def _timestamp(at: datetime) -> str:

@@ -87,7 +87,7 @@ def test_listener_errors(tmp_path: Path, change: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("extra", "error"),
     [
-        ('[admin]\nbind = "0.0.0.0:9825"', "must be a loopback address or a unix socket"),
+        ('[admin]\nbind = "0.0.0.0:9825"', "must be a loopback address or a unix socket, or token_file must name"),
         ('[tls]\nca_file = "/nowhere.pem"', "[tls] ca_file"),
         ('[[route]]\ndomain = "a.example"\nnext_hop = "[mx.example"', "the ']' is missing"),
         ('[[route]]\ndomain = "a.example"\nnext_hop = "mx:0"', "a port from 1 to 65535"),
@@ -311,3 +311,23 @@ def test_the_comments_of_the_shipped_file_are_settings(tmp_path: Path) -> None:
     """`#key = value` lines of deploy/smtpguard.toml, taken in, load as well."""
     shipped = (Path(__file__).parents[2] / "deploy" / "smtpguard.toml").read_text()
     settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))
+
+
+def test_beyond_this_host_with_a_token(tmp_path: Path) -> None:
+    """The secret stands in a file, with or without a line end, and in no representation of the settings."""
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef.-_~+/==\n")
+    found = settings(tmp_path, MINIMAL + f'[admin]\nbind = "0.0.0.0:9825"\ntoken_file = "{token}"')
+    assert found.admin_token == "0123456789abcdef.-_~+/=="
+    assert "0123456789abcdef" not in repr(found)
+
+
+@pytest.mark.parametrize("octets", [b"", b"0123456789abcdefghi", b"two words 0123456789", b"\xff" * 30, b"x" * 513])
+def test_what_is_no_token(tmp_path: Path, octets: bytes) -> None:
+    """The way out is named, the octets are not."""
+    (tmp_path / "token").write_bytes(octets)
+    (error,) = errors(tmp_path, MINIMAL + f'[admin]\nbind = "0.0.0.0:9825"\ntoken_file = "{tmp_path}/token"')
+    assert error.startswith(f'[admin] token_file = "{tmp_path}/token": must hold one token of 20 to 512')
+    assert "openssl rand -hex 32" in error
+    (error,) = errors(tmp_path, MINIMAL + f'[admin]\ntoken_file = "{tmp_path}/none"')
+    assert error == f'[admin] token_file = "{tmp_path}/none": cannot be read: No such file or directory'

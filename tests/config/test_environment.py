@@ -72,7 +72,7 @@ def test_the_state_directory_of_systemd_comes_after_ours(tmp_path: Path) -> None
         ("SMTPGUARD_DRAIN_SECONDS", "30s", 'DRAIN_SECONDS = "30s": must be a whole number without quotes, at least 1'),
         ("SMTPGUARD_HOSTNAME", "mail..org", "HOSTNAME = \"mail..org\": 'mail..org' is not a domain name"),
         ("SMTPGUARD_RESOLVERS", "dns.example", "RESOLVERS = \"dns.example\": 'dns.example' is not an IP address"),
-        ("SMTPGUARD_ADMIN_BIND", "0.0.0.0:9825", "must be a loopback address or a unix socket; metrics and health can"),
+        ("SMTPGUARD_ADMIN_BIND", "0.0.0.0:9825", "must be a loopback address or a unix socket, or token_file"),
         ("SMTPGUARD_METRICS_BIND", "9826", 'METRICS_BIND = "9826": 9826: an address and a port are needed'),
         ("SMTPGUARD_METRICS_BIND", "127.0.0.1:9825", "is bound twice"),
         ("SMTPGUARD_LOGLEVEL", "info", "is not a variable of smtpguard; did you mean SMTPGUARD_LOG_LEVEL?"),

@@ -12,7 +12,7 @@ import trio
 from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
 from smtpguard.engine import Engine
-from smtpguard.events import Event
+from smtpguard.events import Emit, Event, discard
 from smtpguard.mtasts.store import Store
 from smtpguard.net.listen import open_listeners, serve
 from smtpguard.net.sessions import Sessions
@@ -144,9 +144,11 @@ async def open_rig(
     clock: Clock = SYSTEM_CLOCK,
     resolver: str = RESOLVER,
     adjust: Callable[[Settings], Settings] = lambda settings: settings,
+    watch: Emit = discard,
 ) -> AsyncIterator[Rig]:
     """The rig with these domains; `outbound` are lines of [outbound], `extra` further tables; `clock` is what
-    smtpguard takes for the time (monotonic: Trio's); `adjust` changes what has no key in the file."""
+    smtpguard takes for the time (monotonic: Trio's); `adjust` changes what has no key in the file;
+    `watch` hears every event too."""
     async with trio.open_nursery() as nursery:
         internet = await start(nursery, directory, sites, ttl_seconds=0, resolver=resolver)
         address, port = internet.resolver
@@ -169,7 +171,12 @@ async def open_rig(
         assert isinstance(settings, Settings), settings
         settings = adjust(settings)
         events: list[Event] = []
-        engine = Engine(settings, store or Store.open(None, events.append), clock, events.append)
+
+        def emit(event: Event) -> None:
+            events.append(event)
+            watch(event)
+
+        engine = Engine(settings, store or Store.open(None, emit), clock, emit)
         await nursery.start(engine.run)
         with trio.fail_after(5):
             while engine.canary.verdict is None:
