@@ -388,6 +388,8 @@ class Session:
     # -- the end
 
     async def _interrupted(self, why: Why) -> str:
+        if not self._entered and why is not Why.CUT:
+            return "idle"  # no word before the whole PROXY header (PXY-02)
         if why is Why.SHUTDOWN:
             return await self._farewell(_SHUTDOWN, "shutdown")
         if why is not Why.TIMEOUT:
