@@ -211,7 +211,7 @@ class Chunks:
             refusal = _CHUNK_REFUSED
         if refusal is None and 0 < self._limit < self.octets:
             refusal = reply_of(Reason(_TOO_BIG, ""), "")
-            exchange.abandon()
+            exchange.relay.chunked = True  # DATA must not complete what lacks this chunk
         told = Told(refusal or MTA_LOST, self.octets, _TOO_BIG if refusal and refusal.code == 552 else None)
         flow = _Flow(exchange, times)
         before = b""

@@ -78,40 +78,46 @@ class Exchange:
                 return
         link = self.link
         assert link is not None
+        count = len(request.lines)
         if link.extensions.has("PIPELINING"):
-            await self._converse(link, request)
+            await self._converse(link, request, 0, count)
         else:
-            for line, owed in zip(request.lines, request.owed, strict=True):
-                if isinstance(owed.slot.command, Data) and not self.relay.rcpts:
+            for index in range(count):
+                if isinstance(request.owed[index].slot.command, Data) and not self.relay.rcpts:
                     break  # nobody was accepted: the dialogue says so
-                await self._converse(link, Request((line,), (owed,)))
+                await self._converse(link, request, index, index + 1)
+                if self.gone:
+                    break
                 if self.relay.broken:
+                    self.relay.lost(request, index + 1)  # given up, with what was still to be asked
                     break
         if self.relay.broken:
+            self.gone = self.gone or self.relay.in_transaction  # of which the client knows
             self.abandon()
 
-    async def _converse(self, link: ClientLink, request: Request) -> None:
-        """One write, and its replies."""
-        if not request.lines:
+    async def _converse(self, link: ClientLink, request: Request, start: int, stop: int) -> None:
+        """One write, of these lines of `request`, and their replies."""
+        if start == stop:
             return
-        has_data = isinstance(request.owed[-1].slot.command, Data)
+        lines, owed = request.lines[start:stop], request.owed[start:stop]
+        has_data = isinstance(owed[-1].slot.command, Data)
         self.expect(self._times.mta_data if has_data else self._times.mta_reply)
         replies: list[Reply] = []
+        lost = ""
         try:
-            await link.request(request.lines)
-            for _ in request.lines:
+            await link.request(lines)
+            for _ in lines:
                 replies.append(await link.reply())
                 if replies[-1].code == 421:
                     break
-        except LOST as lost:
-            heard = len(replies)
-            self.relay.take(Request(request.lines[:heard], request.owed[:heard]), replies)
-            self.relay.lost(request, heard)
+        except LOST as error:
+            lost = str(error) or type(error).__name__
+        heard = len(replies)
+        self.relay.take(Request(lines[:heard], owed[:heard]), replies)
+        if lost:
+            self.relay.lost(request, start + heard)
             self.gone = True
-            self._failed(Step.LOST, str(lost))
-        else:
-            heard = len(replies)
-            self.relay.take(Request(request.lines[:heard], request.owed[:heard]), replies)
+            self._failed(Step.LOST, lost)
         link.wire.deadline = float("inf")
 
     def expect(self, seconds: float) -> None:

@@ -3,8 +3,9 @@
 DESIGN §6 (certificate reload, open-relay probe).  A reload swaps `listener`; a session that runs keeps what it took.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import SystemRandom
+from types import MappingProxyType
 
 import trio
 
@@ -22,11 +23,13 @@ from smtpguard.names import Domain
 from smtpguard.net.sessions import Sessions
 from smtpguard.net.wire import Wire
 from smtpguard.reasons import printable
-from smtpguard.tls.certificates import ServerCertificates, judge_own_chain
+from smtpguard.tls.certificates import CertificateFiles, ServerCertificates, judge_own_chain
+from smtpguard.tls.chain import CertChain
 from smtpguard.tls.pkix import RootStore
 
 _CERTIFICATE_SECONDS = 60.0
 _TLSA_SECONDS = 3600.0
+_NONE: Mapping[CertificateFiles, CertChain] = MappingProxyType({})
 
 
 class Inbound:
@@ -121,12 +124,13 @@ class Inbound:
         changed = self.certificates.changed()
         if not changed and not self.certificates.is_due(now):
             return
+        old = {certificate.files: certificate.chain for certificate in self.certificates.certificates}
         reloaded = self.certificates.reload(now)
         self.certificates = reloaded.certificates
         for problem in reloaded.problems:
             self.emit(CertificateAlert(listener=self._listener.name, event="failed", detail=problem))
-        if changed and not reloaded.problems:
-            self._tell_certificates("reloaded")
+        if changed:
+            self._tell_certificates("reloaded", besides=old if reloaded.problems else {})
 
     async def _watch_tlsa(self) -> None:
         """Once an hour: would mail hosts that honour DANE still deliver to us?"""
@@ -153,11 +157,14 @@ class Inbound:
                 self.emit(CertificateAlert(listener=self._listener.name, event="tlsa", detail=printable(problem, 400)))
         self._tlsa_problems = problems
 
-    def _tell_certificates(self, event: str) -> None:
+    def _tell_certificates(self, event: str, besides: Mapping[CertificateFiles, CertChain] = _NONE) -> None:
+        """Tell of every certificate but those that still serve the chain they did in `besides`."""
         certificates: ServerCertificates | None = self.certificates
         if certificates is None:
             return
         for certificate in certificates.certificates:
+            if besides.get(certificate.files) == certificate.chain:
+                continue
             self.emit(
                 CertificateEvent(
                     listener=self._listener.name,

@@ -217,19 +217,28 @@ class Session:
         if request.lines or request.last is not None:
             await self._exchange.ask(request)
         last = group[-1]
-        if isinstance(last.command, Auth) and last is request.last:
-            await self._link.settle(group[:-1])
-            await self._auth(last, last.command)
-        elif isinstance(last.command, Bdat) and self._offer.chunking:
-            await self._link.settle(group[:-1])
-            await self._chunk(last, last.command)
-        else:
-            await self._link.settle(group)
-            if isinstance(last.command, Data) and last.reply is not None and last.reply.code == 354:
-                await self._content()
-        for slot in group:
+        apart = (isinstance(last.command, Auth) and last is request.last) or (
+            isinstance(last.command, Bdat) and self._offer.chunking
+        )
+        before = group[:-1] if apart else group
+        await self._link.settle(before)
+        for slot in before:
             self._settled(slot)
+        if apart:
+            if any(slot.closes for slot in before):
+                return before  # the MTA was lost, and so is what was to follow
+            await self._carry_out_apart(last)
+            self._settled(last)
+        elif isinstance(last.command, Data) and last.reply is not None and last.reply.code == 354:
+            await self._content()
         return group
+
+    async def _carry_out_apart(self, slot: Slot) -> None:
+        match slot.command:
+            case Auth():
+                await self._auth(slot, slot.command)
+            case Bdat():
+                await self._chunk(slot, slot.command)
 
     def _settled(self, slot: Slot) -> None:
         """What a reply that was given means to the session."""
@@ -388,6 +397,8 @@ class Session:
     # -- the end
 
     async def _interrupted(self, why: Why) -> str:
+        if not self._entered and why is not Why.CUT:
+            return "idle"  # no word before the whole PROXY header (PXY-02)
         if why is Why.SHUTDOWN:
             return await self._farewell(_SHUTDOWN, "shutdown")
         if why is not Why.TIMEOUT:

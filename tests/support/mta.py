@@ -48,6 +48,8 @@ class Mta:
     pipelining: bool = True
     heard: list[Heard] = field(default_factory=list)
     port: int = 0
+    streams: list[trio.SocketStream] = field(default_factory=list)
+    """The connections that are open now; closing one is how an MTA dies at any moment."""
 
     async def start(self, nursery: trio.Nursery) -> None:
         """Listen on a free port of loopback."""
@@ -73,6 +75,7 @@ class Mta:
         """One connection."""
         heard = Heard()
         self.heard.append(heard)
+        self.streams.append(stream)
         try:
             async with stream:
                 await _Dialogue(self, stream, heard).run()
@@ -80,6 +83,7 @@ class Mta:
             pass
         finally:
             heard.closed = True
+            self.streams.remove(stream)
 
 
 class _Cut(Exception):
