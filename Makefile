@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check format lint types imports unit interop slow bench coverage lock clean
+.PHONY: demo test check format lint types imports unit interop browser slow bench coverage lock clean
 
 ## demo: the sandbox internet, the attacks, and what smtpguard does about them
 demo: $(STAMP)
@@ -36,6 +36,11 @@ unit: $(STAMP)
 interop: $(STAMP)
 	bash tests/interop/install.sh
 	$(BIN)/python -m pytest tests/interop -o addopts="--strict-markers -ra -p no:cacheprovider"
+
+## browser: the live page in headless Chromium (installs Debian packages; needs root)
+browser: $(STAMP)
+	bash tests/browser/install.sh
+	$(BIN)/python -m pytest tests/browser -o addopts="--strict-markers -ra -p no:cacheprovider"
 
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)
