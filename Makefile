@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check format lint types imports unit interop deploy-check slow bench coverage lock clean
+.PHONY: demo test check format lint types imports unit interop deploy-check browser slow bench coverage lock clean
 
 ## demo: the sandbox internet, the attacks, and what smtpguard does about them
 demo: $(STAMP)
@@ -41,6 +41,11 @@ interop: $(STAMP)
 deploy-check: $(STAMP)
 	bash tests/deploy/install.sh
 	$(BIN)/python -m pytest tests/deploy -o addopts="--strict-markers -ra -p no:cacheprovider"
+
+## browser: the live page in headless Chromium (installs Debian packages; needs root)
+browser: $(STAMP)
+	bash tests/browser/install.sh
+	$(BIN)/python -m pytest tests/browser -o addopts="--strict-markers -ra -p no:cacheprovider"
 
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)

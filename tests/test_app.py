@@ -394,7 +394,7 @@ async def test_the_end_is_followed_to_the_end(config: Path, tmp_path: Path) -> N
             assert (await rest(stream)).startswith(b"HTTP/1.1 503 ")
             await stream.aclose()
             await mta.aclose()
-            assert await follower.closed() == (1001, "smtpguard ends")
+            assert await follower.closed() == (1001, "smtpguard was stopped")
 
 
 async def test_what_systemd_is_told(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,11 +174,11 @@ def test_watch(config: Path, tmp_path: Path) -> None:
         assert people.communicate(timeout=20) == ("", "")
         assert people.returncode == 0
         process.send_signal(signal.SIGTERM)
-        assert once.communicate(timeout=20) == ("", "smtpguard: the feed ended: smtpguard ends\n")
+        assert once.communicate(timeout=20) == ("", "smtpguard: the feed ended: smtpguard was stopped\n")
         assert once.returncode == 1
         assert program.stderr is not None
         assert program.stderr.readline() == (
-            "smtpguard: the feed is lost: smtpguard ends; waiting for it to come back\n"
+            "smtpguard: the feed is lost: smtpguard was stopped; waiting for it to come back\n"
         )
         program.send_signal(signal.SIGINT)
         program.communicate(timeout=20)

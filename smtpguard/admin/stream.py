@@ -58,7 +58,7 @@ async def send_events(
                     await socket.send_message(missed.decode("ascii"))
                     await socket.aclose(TOO_SLOW, f"too slow: {to.missed} events were missed")
                 else:
-                    await socket.aclose(GOING_AWAY, "smtpguard ends")
+                    await socket.aclose(GOING_AWAY, "smtpguard was stopped")
             nursery.cancel_scope.cancel()
     except* _ENDS:
         pass  # the reader is gone, or does not take what we send: there is nobody to tell

@@ -37,8 +37,8 @@ _INBOUND = (InboundTls, LimitHit, MtaFailure, MtaState, RuleShadowed, Certificat
 _TEXTS = MappingProxyType({code.token: (code.text, code.advice) for code in ReasonCode})
 _RELAYED = MappingProxyType(
     {
-        "relayed/4xx": "the next hop's own reply: try again later",
-        "relayed/5xx": "the next hop's own reply: no",
+        "relayed/4xx": "deferred by the receiving server itself",
+        "relayed/5xx": "refused by the receiving server itself",
     }
 )
 

@@ -333,7 +333,7 @@ async def test_the_end_of_the_process() -> None:
         served.emit(DELIVERED)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(served.live.feed.end)
-            assert await follower.closed() == (1001, "smtpguard ends")
+            assert await follower.closed() == (1001, "smtpguard was stopped")
         assert [line["id"] for line in follower.lines] == ["s.1"]
         async with following(served.port) as late:
             assert (await late.closed())[0] == 1001

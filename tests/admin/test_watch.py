@@ -85,7 +85,7 @@ async def test_a_server_that_goes_is_waited_for() -> None:
             await heard.until(lines=2)
             assert heard.ids() == ["s.2", "s.1"]
             assert heard.notices[1:] == [
-                "the feed is lost: smtpguard ends; waiting for it to come back",
+                "the feed is lost: smtpguard was stopped; waiting for it to come back",
                 "following again; what happened in between is not shown",
             ]
 
@@ -136,7 +136,7 @@ async def test_once() -> None:
     """It ends with the server, and says why."""
     async with serving() as served:
         await served.live.feed.end()
-        assert await refused(served.port) == "the feed ended: smtpguard ends"
+        assert await refused(served.port) == "the feed ended: smtpguard was stopped"
 
 
 async def test_nobody_there(tmp_path: Path) -> None:

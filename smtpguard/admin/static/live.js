@@ -29,8 +29,12 @@ function show(id, isShown) {
   byId(id).hidden = !isShown;
 }
 
+function clock(date) {
+  return date.toLocaleTimeString([], { hourCycle: "h23" });
+}
+
 function timeOf(stamp) {
-  const time = make("time", "", new Date(stamp).toLocaleTimeString([], { hour12: false }));
+  const time = make("time", "", clock(new Date(stamp)));
   time.dateTime = stamp;
   time.title = stamp;
   return time;
@@ -150,8 +154,7 @@ function lost(why) {
   clearTimeout(timer);
   leave();
   if (byId("state").dataset.state !== "lost" || byId("lost").hidden) {
-    const now = new Date().toLocaleTimeString([], { hour12: false });
-    byId("lost-since").textContent = `What is shown below was so at ${now}; this page tries again by itself.`;
+    byId("lost-since").textContent = `What you see below is as of ${clock(new Date())}; this page keeps trying.`;
   }
   byId("lost-why").textContent = why.endsWith(".") ? why : `${why}.`;
   show("lost", true);
@@ -190,7 +193,7 @@ function tellState() {
 async function refresh() {
   const [status, totals] = await Promise.all([ask("api/status"), ask("api/totals")]);
   show("token-form", false);
-  const since = new Date(totals.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const since = new Date(totals.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
   setText(byId("about"), `${status.version} · ${number.format(status.sessions)} sessions · counting since ${since}`);
   tellTrouble(status);
   tellNumbers("outbound", totals.outbound);
@@ -244,7 +247,7 @@ function tellRefusals(refusals) {
     if (!rows.has(key)) rows.set(key, refusalRow(refusal));
     const row = rows.get(key);
     setText(row.querySelector(".count"), `${number.format(refusal.count)} ×`);
-    const latest = new Date(refusal.last).toLocaleTimeString([], { hour12: false });
+    const latest = clock(new Date(refusal.last));
     setText(row.querySelector(".latest"), `latest ${refusal.last_domain || "unknown"}, ${latest}`);
     return row;
   });
@@ -262,13 +265,13 @@ function refusalRow(refusal) {
   row.append(make("span", "count"), make("span", "way", refusal.direction));
   const token = make("code", "", refusal.reason);
   if (refusal.advice) {
-    const more = make("details");
+    const more = make("details", "reason");
     const head = make("summary", "", `${text} `);
     head.append(token);
     more.append(head, make("p", "", refusal.advice));
     row.append(more);
   } else {
-    const plain = make("span", "", `${text} `);
+    const plain = make("span", "reason", `${text} `);
     plain.append(token);
     row.append(plain);
   }
@@ -340,7 +343,7 @@ function sentence(event) {
     case "host_skipped":
       return [host, tls, event.reason, event.detail];
   }
-  return [event.stage, event.state, event.kind, event.sts_event, event.listener, event.address, event.detail];
+  return [event.stage, event.state, event.kind, event.sts_event && `MTA-STS policy ${event.sts_event}`, event.listener, event.address, event.detail];
 }
 
 const SHOWN = new Set(["ts", "level", "event", "direction", "outcome"]);
