@@ -110,7 +110,10 @@ class Delivered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryRefused(Event):
-    """Recipients were refused or deferred: by us (`reason` set) or by the next hop (`relayed`)."""
+    """Recipients were refused or deferred: by us (`reason` set) or by the next hop (`relayed`).
+
+    Outbound `mx`, `address` and `port` are the mail host's; inbound `listener` and `client` say who was refused.
+    """
 
     name: ClassVar[str] = "delivery_refused"
     severity: ClassVar[Severity] = "warning"
@@ -127,6 +130,8 @@ class DeliveryRefused(Event):
     recipients: int = 1
     why: tuple[str, ...] = ()
     direction: Direction = "outbound"
+    listener: str = ""
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

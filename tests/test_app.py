@@ -18,7 +18,7 @@ from smtpguard.app import Application, StartFailed
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.config.build import Settings, load
 from smtpguard.config.findings import ConfigError
-from smtpguard.events import Event, InternalError, Lifecycle, ListenerBound, SessionClosed
+from smtpguard.events import Event, InternalError, Lifecycle, ListenerBound, ReloadFailed, SessionClosed
 from tests.support.follower import following
 
 CONFIG = """
@@ -126,6 +126,13 @@ async def rest(stream: trio.SocketStream) -> bytes:
     return received
 
 
+async def metrics(directory: Path) -> bytes:
+    """One scrape."""
+    async with await trio.open_unix_socket(directory / "admin.sock") as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return await rest(stream)
+
+
 # -- start
 
 
@@ -135,6 +142,7 @@ async def test_life(config: Path, tmp_path: Path) -> None:
         assert application.status().ready
         assert (tmp_path / "admin.sock").is_socket()
         assert watch.port("lmtp") > 0
+        assert b"smtpguard_ready 1.0" in await metrics(tmp_path)
         os.kill(os.getpid(), signal.SIGTERM)
     assert watch.stages() == ["started", "ready", "draining", "stopped"]
     bound = [index for index, event in enumerate(watch.events) if isinstance(event, ListenerBound)]
@@ -272,7 +280,7 @@ async def test_a_socket_of_systemd_that_no_listener_binds(config: Path, monkeypa
 # -- reload
 
 
-async def test_a_bad_file_changes_nothing(config: Path) -> None:
+async def test_a_bad_file_changes_nothing(config: Path, tmp_path: Path) -> None:
     """Each of its errors is told; the old settings go on."""
     async with running(config) as (application, watch):
         before, outbound = application.settings, application._engine.outbound
@@ -283,6 +291,9 @@ async def test_a_bad_file_changes_nothing(config: Path) -> None:
         assert application._engine.outbound is outbound
         assert "reloaded" not in watch.stages()
         assert application.status().ready
+        alerts = [event for event in watch.events if isinstance(event, ReloadFailed)]
+        assert [event.severity for event in alerts] == ["error", "error"]
+        assert b"smtpguard_config_last_reload_successful 0.0" in await metrics(tmp_path)
 
 
 async def test_a_good_file_is_taken_over_at_once(config: Path) -> None:
@@ -299,7 +310,7 @@ async def test_a_good_file_is_taken_over_at_once(config: Path) -> None:
         assert not slots.try_take(["a.example"])
 
 
-async def test_what_needs_a_restart_is_told_until_it_comes(config: Path) -> None:
+async def test_what_needs_a_restart_is_told_until_it_comes(config: Path, tmp_path: Path) -> None:
     """Compared with what runs, not with the file before: a second HUP does not make it true."""
     async with running(config) as (_, watch):
         text = config.read_text()
@@ -312,12 +323,14 @@ async def test_what_needs_a_restart_is_told_until_it_comes(config: Path) -> None
         for times in (1, 2):
             os.kill(os.getpid(), signal.SIGHUP)
             assert await watch.stage("reloaded", times) == expected
+        assert b"smtpguard_config_restart_needed 1.0" in await metrics(tmp_path)
         config.write_text(text.replace("127.0.0.1:0", "127.0.0.2:0"))
         os.kill(os.getpid(), signal.SIGHUP)
         assert await watch.stage("reloaded", 3) == "needs a restart to take effect: the binds of [[listener]]"
         config.write_text(text)
         os.kill(os.getpid(), signal.SIGHUP)
         assert await watch.stage("reloaded", 4) == ""
+        assert b"smtpguard_config_restart_needed 0.0" in await metrics(tmp_path)
 
 
 async def test_authorities_that_vanish_in_between(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """engine: what is assembled for `run` and `probe`, and that a reload takes all or nothing."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -9,9 +12,10 @@ import trio.testing
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.config.build import Settings, load
 from smtpguard.dns.canary import CanaryState
-from smtpguard.dns.resolver import Validation
+from smtpguard.dns.resolver import ResolverAddress, Validation
 from smtpguard.engine import Engine
 from smtpguard.events import discard
+from smtpguard.mtasts.parse import Mode
 from smtpguard.mtasts.store import Store
 from smtpguard.names import parse_address
 from smtpguard.net.endpoint import Endpoint
@@ -147,6 +151,47 @@ def test_the_remembered_state_of_the_resolver_counts(
         store.put("canary", "state", remembered)
     assert engine_of(settings_of(directory), store).resolver.validation is validation
     assert CanaryState.LOST.value == "lost"
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [
+        ("unknown", {}),
+        ("off", {"dnssec": "off"}),
+        ("untrusted", {"resolvers": (ResolverAddress(parse_address("192.0.2.53")),)}),
+    ],
+)
+def test_the_state_of_the_resolver_for_the_metrics(directory: Path, state: str, change: dict[str, Any]) -> None:
+    """AF-21: what the configuration says comes before what the canary found; but a resolver that was lost is lost."""
+    settings = settings_of(directory)
+    settings = replace(settings, resolver=replace(settings.resolver, **change))
+    found = engine_of(settings).state()
+    assert (found.dnssec, found.canary_verdict, found.pool_connections) == (state, "none", 0)
+    lost = Store.open(None, discard)
+    lost.put("canary", "state", b"lost")
+    assert engine_of(settings, lost).state().dnssec == ("off" if state == "off" else "lost")
+
+
+async def test_the_verdict_of_the_canary_for_the_metrics(engine: Engine) -> None:
+    """Nobody answers: the state stays, and the verdict says why."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.resolver.run)
+        await engine.canary.ask()
+        nursery.cancel_scope.cancel()
+    assert (engine.state().dnssec, engine.state().canary_verdict) == ("unknown", "unreachable")
+
+
+def test_cached_policies_for_the_metrics(directory: Path) -> None:
+    """Counted by mode, from the moment the store was read."""
+    store = Store.open(None, discard)
+    for number, mode in enumerate(("enforce", "enforce", "testing", "none")):
+        text = f"version: STSv1\nmode: {mode}\nmx: mx.a.example\nmax_age: 86400\n"
+        entry = {"id": "1", "fetched": SYSTEM_CLOCK.now().timestamp(), "policy": text}
+        store.put("sts", f"a{number}.example", json.dumps(entry).encode())
+    state = engine_of(settings_of(directory), store).state()
+    assert state.sts_policies == {Mode.ENFORCE: 2, Mode.TESTING: 1, Mode.NONE: 1}
+    assert state.sts_refresh_failing == 0
+    assert engine_of(settings_of(directory, "[mtasts]\nenabled = false\n"), store).state().sts_policies == {}
 
 
 def test_one_context_for_each_lowest_version(engine: Engine) -> None:

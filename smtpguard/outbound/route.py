@@ -12,7 +12,7 @@ import trio
 from smtpguard.events import Delivered, DeliveryRefused, FinalReplyLost
 from smtpguard.net.wire import Interrupted, WireLost
 from smtpguard.outbound.host import Opened
-from smtpguard.outbound.walk import Addressee, Walk
+from smtpguard.outbound.walk import Addressee, Failure, Walk
 from smtpguard.policy.engine import auth_label
 from smtpguard.reasons import Reason, ReasonCode, printable
 from smtpguard.smtp.framing import RemoteProtocolError
@@ -176,14 +176,15 @@ class Route:
             code = self.broken.code if self.broken is not None and stage != "rcpt" else None
             if code is None and failure is not None:
                 code = failure.code
+            candidate = failure.candidate if failure else opened.candidate if opened else None
             self.walk.services.emit(
                 DeliveryRefused(
                     id=walk.id,
                     domain=walk.next_hop.key,
-                    mx=opened.candidate.host if opened else (failure.subject if failure else ""),
-                    address=str(opened.candidate.address) if opened else "",
+                    mx=candidate.host if candidate else _host_in(failure, walk.next_hop.key),
+                    address=str(candidate.address) if candidate else "",
                     port=walk.next_hop.port,
-                    policy=walk.policy or (opened.requirement.policy if opened else ""),
+                    policy=(failure.policy if failure else "") or walk.policy,
                     reason=code.token if code is not None else "",
                     reply=reply_line(reply),
                     stage=stage,
@@ -192,6 +193,11 @@ class Route:
                     why=tuple(printable(one.reply.text) for one in walk.failures[-5:]),
                 )
             )
+
+
+def _host_in(failure: Failure | None, domain: str) -> str:
+    """The host a failure speaks of that came before any address of it: MTA-STS does not list it, its TLSA failed."""
+    return failure.subject if failure is not None and failure.subject != domain else ""
 
 
 def reply_line(reply: Reply) -> str:

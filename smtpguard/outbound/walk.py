@@ -50,11 +50,13 @@ class Addressee:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one host did not take the mail, as the MTA would hear it."""
+    """Why one host did not take the mail, as the MTA would hear it; `candidate` where it came to an address of it."""
 
     reply: Reply
     code: ReasonCode | None
     subject: str
+    candidate: Candidate | None = None
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Walk:
         """Try the addresses of one host.  True: the walk is over; None: it lacks 8BITMIME, others may have it."""
         assert not isinstance(plan, Await)
         if isinstance(plan, TryNextMx):
-            self._skip(plan.reasons, plan.permanent)
+            self._fail(plan.reasons[-1], permanent=plan.permanent)
             self.services.emit(plan_skipped(self.id, self.next_hop, host, plan))
             return False
         today = self.services.clock.now().date()
@@ -249,7 +251,8 @@ class Walk:
             if opened.reply is not None:
                 self._relayed_failure(opened.reply, candidate, plan, opened.reasons[-1])
             else:
-                self._skip(opened.reasons, opened.permanent)
+                reason, policy = opened.reasons[-1], plan.requirement.policy
+                self._fail(reason, permanent=opened.permanent, candidate=candidate, policy=policy)
             self.services.emit(host_skipped(self.id, self.next_hop, plan, opened))
             if self.next_hop.domain is not None and plan.requirement.policy.startswith("sts"):
                 self.services.recheck_sts(self.next_hop.domain)
@@ -266,11 +269,12 @@ class Walk:
         candidate = opened.candidate
         parameters = forward_mail(self.mail, opened.link.extensions, dsn_hide=self.settings.dsn == "hide")
         if isinstance(parameters, ReasonCode):
-            self._fail(Reason(parameters, str(candidate)))
+            self._fail(Reason(parameters, str(candidate)), candidate=candidate, policy=plan.requirement.policy)
             self.services.pool.give(opened)
             return False
         if self._lacks_8bitmime(opened) and self.settings.eightbit_to_7bit_mx == "refuse":
-            self._fail(Reason(ReasonCode.NO_8BITMIME, str(candidate)))
+            reason = Reason(ReasonCode.NO_8BITMIME, str(candidate))
+            self._fail(reason, candidate=candidate, policy=plan.requirement.policy)
             self.services.pool.give(opened)
             return False
         self._told = 0
@@ -403,23 +407,24 @@ class Walk:
         if isinstance(error, Interrupted):
             code = ReasonCode.TIMED_OUT
         opened.link.wire.close()
-        self._fail(Reason(code, str(opened.candidate), printable(str(error))))
+        reason = Reason(code, str(opened.candidate), printable(str(error)))
+        self._fail(reason, candidate=opened.candidate, policy=opened.requirement.policy)
 
-    def _skip(self, reasons: Sequence[Reason], permanent: bool) -> None:
-        self._fail(reasons[-1], permanent=permanent)
-
-    def _fail(self, reason: Reason, *, permanent: bool = False) -> None:
+    def _fail(
+        self, reason: Reason, *, permanent: bool = False, candidate: Candidate | None = None, policy: str = ""
+    ) -> None:
         reply = reply_of(reason, self.id)
         if permanent and reply.is_transient and reason.code is not ReasonCode.NO_ADDRESS:
             reply = reply.with_code(550)
         if permanent and reason.code is ReasonCode.NO_ADDRESS and self.services.lookups.permanent_answers_confirmed():
             reason = Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail)
             reply = reply_of(reason, self.id)
-        self.failures.append(Failure(reply, reason.code, reason.subject))
+        self.failures.append(Failure(reply, reason.code, reason.subject, candidate, policy))
 
     def _relayed_failure(self, reply: Reply, candidate: Candidate, plan: Plan, reason: Reason | None) -> None:
-        shown = self._annotated(reply, candidate, plan.requirement.policy)
-        self.failures.append(Failure(shown, reason.code if reason else None, str(candidate)))
+        policy = plan.requirement.policy
+        shown = self._annotated(reply, candidate, policy)
+        self.failures.append(Failure(shown, reason.code if reason else None, str(candidate), candidate, policy))
 
     def final_failure(self) -> Failure:
         """What the MTA hears where no host took the mail: the last temporary failure, else the last one."""

@@ -305,6 +305,7 @@ async def test_clear_is_refused_for_a_protected_domain_only(tmp_path: Path) -> N
         assert (await secured.send("a@a.example", ["x@secret.example"], MESSAGE)).is_delivered
     (refused,) = front.of(DeliveryRefused)
     assert (refused.direction, refused.reason, refused.stage) == ("inbound", "inbound/tls-required", "rcpt")
+    assert (refused.listener, refused.client, refused.address) == ("mx", "127.0.0.1", "")
     assert [b"x@secret.example" in line for heard in front.mta.clients[:1] for line in heard.lines].count(True) == 0
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import trio.testing
+
 from smtpguard.events import CertificateAlert
 from tests.support.front import HOST, open_front
 from tests.support.zone import Node, Zone
@@ -17,6 +19,9 @@ async def test_records_of_another_key_are_told_once(tmp_path: Path) -> None:
         assert certificates is not None
         spki = certificates.certificates[0].spki_sha256
     told = [event.detail for event in front.of(CertificateAlert) if event.event == "tlsa"]
+    assert front.service.tlsa_problems == tuple(
+        event.detail for event in front.of(CertificateAlert) if event.event == "tlsa"
+    )
     assert any(f"publish 3 1 1 {spki}" in detail for detail in told)
     assert len(told) == len(set(told))
 
@@ -30,4 +35,13 @@ async def test_matching_or_no_records_are_fine(tmp_path: Path) -> None:
         await front.service.check_tlsa()
         zone.nodes[f"_25._tcp.{HOST}"] = Node(tlsa=["3 1 1 " + certificates.certificates[0].spki_sha256])
         await front.service.check_tlsa()
+        assert front.service.tlsa_problems == ()
     assert [event for event in front.of(CertificateAlert) if event.event == "tlsa"] == []
+
+
+async def test_a_listener_that_nobody_asks_tlsa_of_has_nothing_to_compare(tmp_path: Path) -> None:
+    """RFC 7672 is about relays on port 25: submission and implicit TLS show no result, not a good one."""
+    for other in ({"submission": True}, {"tls": "implicit"}):
+        async with open_front(tmp_path, **other) as front:
+            await trio.testing.wait_all_tasks_blocked()
+            assert front.service.tlsa_problems is None

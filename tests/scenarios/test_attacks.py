@@ -233,6 +233,8 @@ async def test_attack(tmp_path: Path, attack: str, column: str) -> None:
         (refused,) = rig.of(DeliveryRefused)
         assert (refused.reason, refused.stage, refused.relayed) == (token, "rcpt", False)
         assert refused.id in str(sent.last_reply)
+        # The keys of the log mean the same in every line: host, address, policy.
+        assert (refused.mx, refused.address, refused.policy) == (skipped.mx, skipped.address, skipped.policy)
 
 
 def check_delivered(rig: Rig, case: Case, column: str, *, in_clear: bool) -> None:
@@ -290,6 +292,7 @@ async def test_forged_mx(tmp_path: Path, column: str) -> None:
             assert not rig.internet.forged_mx.sessions
             (refused,) = rig.of(DeliveryRefused)
             assert (refused.reason, refused.stage) == (token_of(expected), "rcpt")
+            assert (refused.mx, refused.address) == (FORGED_NAME if column == "sts" else "", "")
             told_once = {
                 "dane": ("", "no-policy-found", "validation-failure", "ede-6"),
                 "dane-ta": ("", "no-policy-found", "validation-failure", "ede-6"),

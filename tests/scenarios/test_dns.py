@@ -229,9 +229,9 @@ async def test_routing_verdicts(tmp_path: Path) -> None:
         assert f"556 5.1.10 [route/null-mx] {D}" in await outcome(rig)
         assert "550 5.1.2 [route/no-such-domain] nowhere.example" in await outcome(rig, "a@nowhere.example")
         assert "554 5.4.6 [route/loop] mx.self.example" in await outcome(rig, "a@self.example")
-        assert [event.reason for event in rig.of(DeliveryRefused)] == [
-            "route/null-mx",
-            "route/no-such-domain",
-            "route/loop",
+        assert [(event.reason, event.mx) for event in rig.of(DeliveryRefused)] == [
+            ("route/null-mx", ""),
+            ("route/no-such-domain", ""),
+            ("route/loop", "mx.self.example"),
         ]
         assert not skipped(rig)

@@ -1,0 +1,49 @@
+"""events: the keys of the log are one language: a word means one thing, and says its unit."""
+
+import dataclasses
+from typing import get_type_hints
+
+from smtpguard import events
+from smtpguard.events import Event, TlsFacts
+from smtpguard.telemetry.log import LogLinesDropped
+
+CATALOGUE = [
+    kind
+    for kind in (*vars(events).values(), LogLinesDropped)
+    if isinstance(kind, type) and issubclass(kind, Event) and kind not in (Event, TlsFacts)
+]
+COUNTS = {"port", "recipients", "octets", "transactions", "lines"}
+"""The numbers there are: each is a count of what it is called, or a port."""
+
+
+def test_a_key_has_one_type() -> None:
+    types: dict[str, set[object]] = {}
+    for kind in CATALOGUE:
+        for field in dataclasses.fields(kind):
+            hint = get_type_hints(kind)[field.name]
+            base = hint if hint in (int, float, bool) or "tuple" in str(hint) else str
+            types.setdefault(field.name, set()).add(base)
+    assert {name: found for name, found in types.items() if len(found) > 1} == {}
+
+
+def test_numbers_say_their_unit() -> None:
+    for kind in CATALOGUE:
+        for field in dataclasses.fields(kind):
+            hint = get_type_hints(kind)[field.name]
+            if hint is float:
+                assert field.name.endswith("seconds"), (kind, field.name)
+            elif hint is int:
+                assert field.name in COUNTS, (kind, field.name)
+
+
+def test_a_line_has_one_name_and_an_alert_only_a_higher_level() -> None:
+    """`event=` names a kind; what needs somebody's attention is a subclass that differs in nothing but its level."""
+    ranks = ("debug", "info", "warning", "error")
+    first: dict[str, type[Event]] = {}
+    for kind in CATALOGUE:
+        known = first.setdefault(kind.name, kind)
+        if known is not kind:
+            assert issubclass(kind, known)
+            assert [f.name for f in dataclasses.fields(kind)] == [f.name for f in dataclasses.fields(known)]
+            assert ranks.index(kind.severity) > ranks.index(known.severity)
+    assert all(kind.__doc__ for kind in CATALOGUE)
