@@ -45,9 +45,9 @@ def main_page() -> str:
         ".SH DESCRIPTION",
         roff(
             "smtpguard takes the mail of an MTA by LMTP or SMTP, works out what each recipient domain demands (DANE, "
-            "RFC 7672; MTA-STS, RFC 8461; rules of your own), connects, upgrades to TLS, verifies, and delivers or refuses "
-            "with a reply that says why. In the other direction it terminates port 25, 587 or 465 in front of the MTA. "
-            "It has no queue: a 250 is given only after the next hop gave it."
+            "RFC 7672; MTA-STS, RFC 8461; rules of your own), connects, upgrades to TLS, verifies, and delivers or "
+            "refuses with a reply that says why. In the other direction it terminates port 25, 587 or 465 in front of "
+            "the MTA. It has no queue: a 250 is given only after the next hop gave it."
         ),
         ".SH OPTIONS",
         *options(cli.main, context),
