@@ -11,4 +11,5 @@ ARG PIP_CERT
 COPY . /src
 WORKDIR /src
 RUN sh -eux /src/commands.sh
-CMD ["/lib/systemd/systemd"]
+# On a host systemd does this itself, in a container it does not, and then credentials never arrive.
+CMD ["/bin/sh", "-c", "mount --make-rshared / && exec /lib/systemd/systemd"]

@@ -55,7 +55,10 @@ def booted(engine: Engine, installed: Image, directory: Path) -> Iterator[Contai
     options = ("--privileged", "--systemd=always", "--network=host", f"--volume={directory}:/shared")
     with engine.container(installed.name, *options) as container:
         wait_for("systemd", lambda: is_up(container))
-        yield container
+        try:
+            yield container
+        except Failed as failed:
+            raise Failed(f"{failed}\n{container.run('journalctl --no-pager --lines=25')}") from failed
 
 
 def is_up(container: Container) -> bool:
