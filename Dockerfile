@@ -9,7 +9,8 @@ ARG BASE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7
 
 # -- the program and its packages, each checked against its hash
 FROM ${BASE} AS build
-# hadolint ignore=DL3008 -- the base is pinned; packages are those of the day, with their security updates
+# The base is pinned; packages are those of the day, with their security updates.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates python3-venv \
   && rm -rf /var/lib/apt/lists/*
 WORKDIR /src

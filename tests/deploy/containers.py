@@ -89,15 +89,15 @@ class Engine:
         """The image BASE."""
         container = self.buildah("from", "scratch")
         self.buildah("add", "-q", container, HOME / "base.tar", "/")
-        self.buildah("config", "--env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", container)
+        self.buildah("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
         self.buildah("commit", "-q", "--rm", container, BASE)
 
-    def build(self, name: str, *options: str, file: str = "Dockerfile") -> "Image":
-        """Build an image of this repository."""
+    def build(self, name: str, *options: str, file: str = "Dockerfile", context: Path = ROOT) -> "Image":
+        """Build an image of this repository, or of another directory."""
         self.buildah(
             "build", "--isolation=chroot", "--pull-never", "--network=host", "--format=docker", f"--file={file}",
             f"--volume={AUTHORITIES}:/run/authorities.pem:ro", "--build-arg=PIP_CERT=/run/authorities.pem",
-            f"--build-arg=BASE={BASE}", f"--tag={name}", *options, ".",
+            f"--build-arg=BASE={BASE}", f"--tag={name}", *options, context,
         )  # fmt: skip
         return Image(self, name)
 
@@ -163,6 +163,10 @@ class Container:
         except Failed:
             return False
         return True
+
+    def run(self, script: str) -> str:
+        """What a script in it prints."""
+        return self.engine.podman("exec", self.id, "sh", "-euc", script)
 
     def kill(self, name: str) -> None:
         self.engine.podman("kill", f"--signal={name}", self.id)
