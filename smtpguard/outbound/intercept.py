@@ -176,12 +176,13 @@ class InterceptedWalk(Walk):
             return False
         plan = located.plan
         if isinstance(plan, TryNextMx):
-            self._skip(plan.reasons, plan.permanent)
+            self._fail(plan.reasons[-1], permanent=plan.permanent)
             self.services.emit(plan_skipped(self.id, self.next_hop, located.host, plan))
             return False
         decision = self.services.hosts.judge(plan.requirement, opened.outcome, str(candidate))
         if isinstance(decision, TryNextMx):
-            self._skip(decision.reasons, decision.permanent)
+            reason, policy = decision.reasons[-1], plan.requirement.policy
+            self._fail(reason, permanent=decision.permanent, candidate=candidate, policy=policy)
             failed = HostFailed(candidate, decision.reasons, outcome=opened.outcome)
             self.services.emit(host_skipped(self.id, self.next_hop, plan, failed))
             return False

@@ -287,6 +287,7 @@ maildir:
         lab.directory / "sender-exim",
         f"""primary_hostname = out.sender.test
 domainlist local_domains =
+domainlist relay_to_domains =
 daemon_smtp_ports = 2500
 local_interfaces = {SENDING["exim"]}
 tls_advertise_hosts =
@@ -295,10 +296,7 @@ acl_smtp_rcpt = rcpt
         f"""begin acl
 rcpt:
   accept
-begin routers
-{(shipped / "outbound-router.conf").read_text()}
-begin transports
-{(shipped / "outbound-transport.conf").read_text()}
+{(shipped / "smtpguard.conf").read_text()}
 begin retry
 * * F,1h,15m
 """,
@@ -326,7 +324,7 @@ match from any for domain "osmtpd.test" action "in"
         lab.processes,
         lab.directory / "sender-opensmtpd",
         f"listen on {sending} port 2500 hostname out.sender.test\n"
-        + (DEPLOY.parent / "opensmtpd" / "outbound.conf").read_text(),
+        + (DEPLOY.parent / "opensmtpd" / "smtpguard.conf").read_text(),
         (sending, 2500),
     )
 
