@@ -37,6 +37,7 @@ class Front:
     service: Inbound
     mta: Mta
     sessions: Sessions
+    mta_wires: Sessions
     port: int
     clock: Clock
     events: list[Event] = field(default_factory=list)
@@ -124,7 +125,9 @@ async def open_front(
             await service.watch.attempted.wait()
         (sock,) = open_listeners(settings.binds, [])
         nursery.start_soon(_serve, sock, service, sessions, nursery, clock, events)
-        front = Front(service, mta, sessions, sock.getsockname()[1] if sock.family != 1 else 0, clock, events)
+        front = Front(
+            service, mta, sessions, mta_wires, sock.getsockname()[1] if sock.family != 1 else 0, clock, events
+        )
         try:
             yield front
         finally:
