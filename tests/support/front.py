@@ -94,9 +94,11 @@ async def open_front(
     events: list[Event] = []
     pairs = [write_pair(directory, name, issue(name, authority(), dns=[name])) for name in names]
     async with trio.open_nursery() as nursery:
-        if not mta.port:
+        if not mta.started:
             await mta.start(nursery)
         way: dict[str, Any] = {"host": "127.0.0.1", "port": mta.port, "address": ip_address("127.0.0.1")}
+        if mta.path:
+            way = {"host": "", "path": mta.path}
         given: dict[str, Any] = {
             "name": "mx",
             "binds": (parse_bind(bind),),
