@@ -37,6 +37,7 @@ class Front:
     service: Inbound
     mta: Mta
     sessions: Sessions
+    mta_wires: Sessions
     port: int
     clock: Clock
     events: list[Event] = field(default_factory=list)
@@ -93,9 +94,11 @@ async def open_front(
     events: list[Event] = []
     pairs = [write_pair(directory, name, issue(name, authority(), dns=[name])) for name in names]
     async with trio.open_nursery() as nursery:
-        if not mta.port:
+        if not mta.started:
             await mta.start(nursery)
         way: dict[str, Any] = {"host": "127.0.0.1", "port": mta.port, "address": ip_address("127.0.0.1")}
+        if mta.path:
+            way = {"host": "", "path": mta.path}
         given: dict[str, Any] = {
             "name": "mx",
             "binds": (parse_bind(bind),),
@@ -124,7 +127,9 @@ async def open_front(
             await service.watch.attempted.wait()
         (sock,) = open_listeners(settings.binds, [])
         nursery.start_soon(_serve, sock, service, sessions, nursery, clock, events)
-        front = Front(service, mta, sessions, sock.getsockname()[1] if sock.family != 1 else 0, clock, events)
+        front = Front(
+            service, mta, sessions, mta_wires, sock.getsockname()[1] if sock.family != 1 else 0, clock, events
+        )
         try:
             yield front
         finally:

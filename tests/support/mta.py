@@ -1,5 +1,7 @@
 """The MTA behind an inbound listener, scripted: what it offers, says and does can be set, and all it heard is kept."""
 
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +25,7 @@ class Heard:
     unfinished: bytes = b""
     """Octets of a message that did not end."""
     closed: bool = False
+    tls: bool = False
 
     def verbs(self) -> list[bytes]:
         """The first word of each line."""
@@ -48,13 +51,25 @@ class Mta:
     pipelining: bool = True
     heard: list[Heard] = field(default_factory=list)
     port: int = 0
+    started: bool = False
+    path: str = ""
+    """Listen on this unix socket instead."""
+    tls: ssl.SSLContext | None = None
+    """Take STARTTLS, which `offer` may name: it is offered in clear only."""
     streams: list[trio.SocketStream] = field(default_factory=list)
     """The connections that are open now; closing one is how an MTA dies at any moment."""
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Listen on a free port of loopback."""
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = listener.socket.getsockname()[1]
+        """Listen on a free port of loopback, or at `path`."""
+        self.started = True
+        if self.path:
+            sock = trio.socket.socket(socket.AF_UNIX)
+            await sock.bind(self.path)
+            sock.listen()
+            listener = trio.SocketListener(sock)
+        else:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            self.port = listener.socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, self.session, [listener])
 
     @property
@@ -93,7 +108,8 @@ class _Cut(Exception):
 class _Dialogue:
     def __init__(self, mta: Mta, stream: trio.SocketStream, heard: Heard) -> None:
         self.mta = mta
-        self.stream = stream
+        self.socket = stream.socket
+        self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
         self.heard = heard
         self.buffer = b""
         self.mail = False
@@ -120,7 +136,7 @@ class _Dialogue:
         if reply == CUT:
             raise _Cut
         if reply == RESET:
-            self.stream.socket.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0
+            self.socket.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0
             raise _Cut
         *more, last = reply.split(b"\n")
         code = reply[:3]
@@ -159,11 +175,18 @@ class _Dialogue:
         match verb:
             case b"EHLO":
                 self.reset()
-                offer = b"\n".join(self.mta.offer)
+                secured = isinstance(self.stream, trio.SSLStream)
+                offer = b"\n".join(word for word in self.mta.offer if not (secured and word == b"STARTTLS"))
                 await self.answer(verb, line, b"250-mta.example Hello\n" + offer if offer else b"250 mta.example")
             case b"HELO" | b"RSET":
                 self.reset()
                 await self.answer(verb, line, b"250 2.0.0 Ok")
+            case b"STARTTLS" if self.mta.tls is not None:
+                if (await self.answer(verb, line, b"220 2.0.0 go ahead")).startswith(b"220"):
+                    assert isinstance(self.stream, trio.SocketStream)
+                    self.stream = trio.SSLStream(self.stream, self.mta.tls, server_side=True, https_compatible=True)
+                    await self.stream.do_handshake()
+                    self.heard.tls = True
             case b"XCLIENT":
                 if await self.answer(verb, line, b"220 mta.example ESMTP") == b"220 mta.example ESMTP":
                     self.mail, self.rcpts = False, 0
