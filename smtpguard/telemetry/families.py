@@ -164,7 +164,13 @@ class Family(Enum):
     LIMITS_HIT = (
         "smtpguard_limits_hit_total", "counter",
         "Times a client, or all together, reached a limit of an inbound listener.",
-        (Label("limit", "see [inbound.md](inbound.md)", (*(e.value for e in Excess), "errors", "idle_commands")),),
+        (
+            Label(
+                "limit",
+                "see [configuration.md](configuration.md#inbound-listeners)",
+                (*(excess.value for excess in Excess), "handshakes", "errors", "idle_commands"),
+            ),
+        ),
     )  # fmt: skip
     RULES_SHADOWED = (
         "smtpguard_rules_shadowed_total", "counter",
