@@ -171,7 +171,7 @@ class Inbound:
                     event=event,
                     file=printable(str(certificate.files.certificate)),
                     names=certificate.names[:10],
-                    not_after=certificate.not_after.isoformat(),
+                    not_after=f"{certificate.not_after:%Y-%m-%dT%H:%M:%SZ}",
                     detail=f"3 1 1 {certificate.spki_sha256}",
                 )
             )

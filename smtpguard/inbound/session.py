@@ -28,7 +28,7 @@ from smtpguard.net.link import ServerLink
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
 from smtpguard.policy.inbound import ClientFacts
 from smtpguard.smtp.body import BareNewlines
-from smtpguard.smtp.commands import Auth, Bdat, Data, Ehlo, Helo, Mail, Quit, Rcpt
+from smtpguard.smtp.commands import Auth, Bdat, Data, Ehlo, Helo, Mail, Quit, Rcpt, StartTls
 from smtpguard.smtp.forwarded import ClientIdentity, NameMissing
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
@@ -250,6 +250,8 @@ class Session:
                 self._chunks = None
             elif isinstance(slot.command, Mail):
                 self._chunks = None
+        elif isinstance(slot.command, StartTls) and slot.reply.code == 454:
+            self._record.limit("handshakes")
         elif kind := violation_of(slot):
             self._record.violation(kind)
 

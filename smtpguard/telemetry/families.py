@@ -28,7 +28,7 @@ NONE = "none"
 WORDS_A_LABEL = 64
 """How many different words an open label takes; the rest is OTHER."""
 
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,47}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:+-]{0,47}")
 
 _DELIVERY_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0, 600.0)
 _OPEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -175,7 +175,13 @@ class Family(Enum):
     LIMITS_HIT = (
         "smtpguard_limits_hit_total", "counter",
         "Times a client, or all together, reached a limit of an inbound listener.",
-        (Label("limit", "see [inbound.md](inbound.md)", (*(e.value for e in Excess), "errors", "idle_commands")),),
+        (
+            Label(
+                "limit",
+                "see [configuration.md](configuration.md#inbound-listeners)",
+                (*(excess.value for excess in Excess), "handshakes", "errors", "idle_commands"),
+            ),
+        ),
     )  # fmt: skip
     RULES_SHADOWED = (
         "smtpguard_rules_shadowed_total", "counter",
@@ -253,7 +259,7 @@ class Family(Enum):
         "Sockets that are listened on.",
         (
             Label("role", "what for", ("outbound", "inbound", "admin")),
-            Label("protocol", "spoken there", ("smtp", "lmtp", "http")),
+            Label("protocol", "spoken there", ("smtp", "smtp+starttls", "smtps", "lmtp", "http")),
         ),
     )  # fmt: skip
 

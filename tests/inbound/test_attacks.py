@@ -363,3 +363,12 @@ async def test_early_talker(tmp_path: Path) -> None:
         await closed(front)
     assert front.mta.messages == []
     assert [event.kind for event in front.of(Violation)] == ["early_talker"]
+
+
+async def test_starttls_while_too_many_handshakes_are_under_way(tmp_path: Path) -> None:
+    """STLS-03: 454 and on in clear; it is told, since mail may now come without TLS."""
+    async with open_front(tmp_path, limits=Limits(handshakes=0)) as front:
+        client = await front.client()
+        assert (await client.command("STARTTLS")).code == 454
+        assert (await client.command("NOOP")).code == 250
+    assert [(event.limit, event.client) for event in front.of(LimitHit)] == [("handshakes", "127.0.0.1")]

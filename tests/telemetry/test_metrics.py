@@ -3,6 +3,7 @@
 import platform
 import re
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.backends.openssl.backend import backend
@@ -33,6 +34,7 @@ from smtpguard.events import (
     StsEvent,
     Violation,
 )
+from smtpguard.inbound.settings import InboundListener
 from smtpguard.mtasts.parse import Mode
 from smtpguard.reasons import ReasonCode
 from smtpguard.telemetry.families import Family
@@ -244,6 +246,13 @@ def test_listeners_are_gone_when_draining() -> None:
     assert value(metrics, "listeners", role="outbound", protocol="lmtp") == 2
     metrics.emit(Lifecycle(stage="draining"))
     assert value(metrics, "listeners", role="outbound", protocol="lmtp") is None
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit", "none"])
+def test_every_inbound_listener_is_shown_by_its_protocol(tls: str) -> None:
+    protocol = InboundListener.protocol.fget(SimpleNamespace(tls=tls))  # type: ignore[attr-defined]
+    metrics = counted(ListenerBound(listener="l", address="127.0.0.1:1", role="inbound", protocol=protocol))
+    assert value(metrics, "listeners", role="inbound", protocol=protocol) == 1
 
 
 def test_sessions_open_goes_up_and_down() -> None:
