@@ -19,7 +19,6 @@ _FIELDS: Final = (
     (b"content-security-policy", _POLICY),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
 )
 _FILES: Final = MappingProxyType(
     {

@@ -320,6 +320,7 @@ def _encode(connection: h11.Connection, answer: Answer, *, is_head: bool) -> byt
             (b"content-length", str(len(answer.body)).encode("ascii")),
             (b"cache-control", b"no-store"),
             (b"x-content-type-options", b"nosniff"),
+            (b"cross-origin-resource-policy", b"same-origin"),
             (b"server", _SERVER),
             *answer.fields,
         ],

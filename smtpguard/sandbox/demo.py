@@ -234,7 +234,7 @@ async def run(rounds: Rounds, write: Callable[[str], object] = print, *, serves:
                             f"\nserving until interrupted, a round of mail every {PAUSE_SECONDS:g} s:\n"
                             f"  SMTP 127.0.0.1:{ports.smtp}, LMTP 127.0.0.1:{ports.lmtp}\n"
                             f"  inbound 127.0.0.1:{ports.inbound}\n"
-                            f"  metrics http://127.0.0.1:{ports.admin}/metrics\n"
+                            f"  live page http://127.0.0.1:{ports.admin}/, metrics http://127.0.0.1:{ports.admin}/metrics\n"
                             f"  log {directory / 'log'}\n"
                             f"  smtpguard explain DOMAIN --config {config}"
                         )

@@ -14,6 +14,7 @@ let attempt = 0; // since the feed was last alive
 let timer = 0; // of the next attempt, or of the next totals
 let pending = []; // events to show, newest last
 let isPaused = false;
+let isAnew = false; // what is shown is of an earlier connection, and goes with the next rows
 let isFrameAsked = false;
 
 // -- elements
@@ -97,11 +98,11 @@ async function connect() {
     isOpen = true;
     attempt = 0;
     pending = [];
-    byId("events").replaceChildren();
+    isAnew = true;
     byId("filter-wrong").textContent = "";
     show("lost", false);
     tellState();
-    tellRows();
+    askFrame();
     timer = setTimeout(keepFresh, TOTALS_MS, mine);
   };
   mine.onmessage = (message) => {
@@ -188,13 +189,19 @@ function tellState() {
   else setState("live", "Live");
 }
 
+function setPaused(isSo) {
+  isPaused = isSo;
+  byId("pause").setAttribute("aria-pressed", String(isPaused));
+  tellState();
+}
+
 // -- totals and status
 
 async function refresh() {
   const [status, totals] = await Promise.all([ask("api/status"), ask("api/totals")]);
   show("token-form", false);
   const since = new Date(totals.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
-  setText(byId("about"), `${status.version} · ${number.format(status.sessions)} sessions · counting since ${since}`);
+  setText(byId("about"), `version ${status.version} · ${number.format(status.sessions)} sessions open · counting since ${since}`);
   tellTrouble(status);
   tellNumbers("outbound", totals.outbound);
   tellNumbers("inbound", totals.inbound);
@@ -294,6 +301,8 @@ function flush() {
   isFrameAsked = false;
   if (isPaused) return;
   const list = byId("events");
+  if (isAnew) list.replaceChildren();
+  isAnew = false;
   const news = pending.reverse().map(eventRow);
   pending = [];
   list.prepend(...news);
@@ -376,14 +385,13 @@ function facts(event) {
 
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("filters").addEventListener("change", () => {
+  setPaused(false);
   const chosen = query().toString();
   history.replaceState(null, "", chosen ? `?${chosen}` : location.pathname);
   connect();
 });
 byId("pause").addEventListener("click", () => {
-  isPaused = !isPaused;
-  byId("pause").setAttribute("aria-pressed", String(isPaused));
-  tellState();
+  setPaused(!isPaused);
   if (!isPaused) flush();
   tellRows();
 });
