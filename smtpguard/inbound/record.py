@@ -135,7 +135,7 @@ class Record:
                 id=id_,
                 rule=str(shadowed.rule.scope),
                 would="refuse" if shadowed.reasons else "accept",
-                detail=printable("; ".join(f"{reason.code.token} {reason.detail}" for reason in shadowed.reasons)),
+                detail=printable("; ".join(f"{one.code.token} {one.detail}".rstrip() for one in shadowed.reasons)),
             )
         )
 

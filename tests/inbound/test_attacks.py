@@ -372,3 +372,27 @@ async def test_starttls_while_too_many_handshakes_are_under_way(tmp_path: Path) 
         assert (await client.command("STARTTLS")).code == 454
         assert (await client.command("NOOP")).code == 250
     assert [(event.limit, event.client) for event in front.of(LimitHit)] == [("handshakes", "127.0.0.1")]
+
+
+async def test_an_over_long_text_line(tmp_path: Path) -> None:
+    """AF-44, OUT-31: 554 5.6.0 at the true end, no end for the MTA; the next message goes."""
+    async with open_front(tmp_path, Mta(tuple(word for word in OFFER if not word.startswith(b"SIZE")))) as front:
+        client = await front.client()
+        await begun(client)
+        for _ in range(64):
+            await client.conversation.send(b"x" * 131072)
+        await client.conversation.send(b"\r\n.\r\n")
+        assert str(await client.reply()).startswith("554 5.6.0 [message/line-too-long]")
+        assert front.mta.messages == []
+        assert (await client.send("a@a.example", ["b@front.example"], MESSAGE)).is_delivered
+    assert [event.reason for event in front.of(MessageRelayed)] == ["message/line-too-long", ""]
+    assert [event.kind for event in front.of(Violation)] == ["line_too_long"]
+
+
+async def test_nul_in_a_message_is_content(tmp_path: Path) -> None:
+    """AF-44: relayed unchanged."""
+    content = b"Subject: x\r\n\r\na\0b\r\n\0\r\n"
+    async with open_front(tmp_path, received=False) as front:
+        assert (await (await front.client()).send("a@a.example", ["b@front.example"], content)).is_delivered
+    assert front.mta.messages == [content]
+    assert front.of(Violation) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.front import open_front
-from tests.support.mta import CUT, OFFER, Mta
+from tests.support.mta import CUT, OFFER, XCLIENT, Mta
 
 AUTH_OFFER = (*OFFER, b"AUTH PLAIN LOGIN SCRAM-SHA-256-PLUS EXTERNAL GSSAPI DIGEST-MD5")
 
@@ -80,3 +80,44 @@ async def test_auth_02_refused_or_lost(tmp_path: Path, reply: bytes, code: int) 
         client = await front.client(tls=True)
         assert (await client.command("AUTH PLAIN AGEAYg==")).code == code
         await client.conversation.aclose()
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+async def test_the_identity_in_mail_is_for_the_authenticated(tmp_path: Path, authenticated: bool) -> None:
+    """AUTH-05 (RFC 4954 §5): a stranger's AUTH= is left out."""
+    async with open_front(tmp_path, auth_mta()) as front:
+        client = await front.client(tls=True)
+        if authenticated:
+            assert (await client.command("AUTH PLAIN AGEAYg==")).code == 235
+        assert (await client.command("MAIL FROM:<a@a.example> AUTH=e+3Dmc2@x.example SIZE=10")).code == 250
+        await client.conversation.aclose()
+    (line,) = front.mta.clients[0].of(b"MAIL")
+    kept = b" AUTH=e+3Dmc2@x.example" if authenticated else b""
+    assert line == b"MAIL FROM:<a@a.example>" + kept + b" SIZE=10"
+
+
+@pytest.mark.parametrize("identity_by", ["none", "xclient"])
+async def test_who_must_authenticate_is_for_the_mta(tmp_path: Path, identity_by: str) -> None:
+    """AUTH-06 (RFC 6409 §4.3): its 530 is relayed, and XCLIENT names nobody who would be let off it."""
+    known = False
+
+    async def script(line: bytes) -> bytes | None:
+        nonlocal known
+        if line.startswith(b"AUTH PLAIN"):
+            known = True
+            return b"235 2.7.0 Ok"
+        if line.startswith(b"MAIL FROM:<a") and not known:
+            return b"530 5.7.0 Authentication required"
+        return None
+
+    mta = Mta((*AUTH_OFFER, XCLIENT), script=script)
+    async with open_front(tmp_path, mta, submission=True, identity_by=identity_by) as front:
+        client = await front.client(tls=True)
+        assert str(await client.command("MAIL FROM:<a@a.example>")) == "530 5.7.0 Authentication required"
+        assert (await client.command("RCPT TO:<b@front.example>")).code == 503
+        assert (await client.command("AUTH PLAIN AGEAYg==")).code == 235
+        assert (await client.send("a@a.example", ["b@front.example"], b"Subject: x\r\n\r\n")).is_delivered
+        await client.quit()
+    (heard,) = front.mta.clients
+    assert not any(b"LOGIN=" in line for line in heard.of(b"XCLIENT"))
+    assert len(heard.of(b"XCLIENT")) == (identity_by == "xclient")

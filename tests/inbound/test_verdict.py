@@ -64,7 +64,7 @@ async def test_a_refusal_is_told_once_with_the_id_of_the_reply() -> None:
     assert event.id == f"{asked.session}.1"
     assert event.id in str(reply)
     assert event.reply == str(reply)
-    assert (event.direction, event.domain, event.address, event.stage) == (
+    assert (event.direction, event.domain, event.client, event.stage) == (
         "inbound", "secret.example", "192.0.2.79", "rcpt",
     )  # fmt: skip
     assert asked.rcpt() is not None
