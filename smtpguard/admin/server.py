@@ -130,6 +130,8 @@ class AdminServer:
                 if request is None:
                     return
                 answer = request if isinstance(request, Answer) else await self._answer_safely(request, is_near)
+                if isinstance(answer, _Subscribe) and connection.trailing_data[0]:
+                    answer = problem(400, "a client waits for the answer to its handshake (RFC 6455 section 4.1)")
                 if isinstance(answer, _Subscribe):
                     subscribe = answer
                 else:
@@ -141,12 +143,12 @@ class AdminServer:
         if subscribe is None:
             await _linger(stream)
         else:
-            await self._follow(stream, subscribe, connection.trailing_data[0])
+            await self._follow(stream, subscribe)
 
-    async def _follow(self, stream: trio.SocketStream, subscribe: _Subscribe, rest: bytes) -> None:
+    async def _follow(self, stream: trio.SocketStream, subscribe: _Subscribe) -> None:
         assert self._live is not None
         with self._live.feed.subscribe(subscribe.wanted, subscribe.recent) as subscription:
-            await send_events(stream, subscribe.request, rest, subscription, self._live.clock)
+            await send_events(stream, subscribe.request, subscription, self._live.clock)
 
     async def _request(self, connection: h11.Connection, stream: trio.SocketStream) -> h11.Request | Answer | None:
         """The next request, read to its end; what to answer where it is none; None when the client is gone."""

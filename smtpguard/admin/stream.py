@@ -38,15 +38,13 @@ def upgrade_problem(method: bytes, fields: Mapping[bytes, str]) -> Answer | None
     return None
 
 
-async def send_events(
-    stream: trio.SocketStream, request: h11.Request, rest: bytes, to: Subscription, clock: Clock
-) -> None:
-    """Accept the WebSocket that `request` asks for and serve it to its end; `rest` was read behind the request."""
+async def send_events(stream: trio.SocketStream, request: h11.Request, to: Subscription, clock: Clock) -> None:
+    """Accept the WebSocket that `request` asks for and serve it to its end."""
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(_HANDSHAKE_SECONDS):
                 asked = await wrap_server_stream(
-                    nursery, _Pushed(stream, _head(request) + rest), message_queue_size=1, max_message_size=_MAX_MESSAGE
+                    nursery, _Pushed(stream, _head(request)), message_queue_size=1, max_message_size=_MAX_MESSAGE
                 )
                 protocol = SUBPROTOCOL if SUBPROTOCOL in asked.proposed_subprotocols else None
                 socket = await asked.accept(subprotocol=protocol)

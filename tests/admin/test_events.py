@@ -130,6 +130,7 @@ async def test_the_latest_events_first() -> None:
         ("recent=-1", "from 0 to 200"),
         ("domian=a.example", "the filters are direction, outcome, domain, level and recent"),
         ("&".join(["domain=a.example"] * 33), "at most 32"),
+        ("&".join(["domain=a.example"] * 101), "this is no path"),
     ],
 )
 async def test_a_filter_that_is_none(query: str, text: str) -> None:
@@ -319,12 +320,21 @@ async def test_a_subscriber_who_speaks(message: str) -> None:
 @pytest.mark.parametrize("octets", [b"", b"\xff" * 100, b"\x81\x05hello", bytes(2000)], ids=len)
 async def test_octets_that_are_no_frames(octets: bytes) -> None:
     """Unmasked, reserved, or the connection is closed: one subscriber less, and the server goes on."""
-    async with serving() as served:
-        answer = await exchange(served.port, handshake() + octets)
-        assert answer.startswith(b"HTTP/1.1 101 ")
+    async with serving() as served, await trio.open_tcp_stream("127.0.0.1", served.port) as client:
+        await client.send_all(handshake())
+        assert (await client.receive_some()).startswith(b"HTTP/1.1 101 ")
+        await served.followers(1)
+        await client.send_all(octets)
+        await client.send_eof()
         await served.followers(0)
         assert b"alive" in await exchange(served.port, get("/healthz/live"))
         assert served.events == []
+
+
+async def test_octets_right_behind_the_handshake() -> None:
+    """A client must wait for the answer (RFC 6455 §4.1): what came too early is not taken for frames."""
+    async with serving() as served:
+        assert (await exchange(served.port, handshake() + b"\x89\x80" + bytes(4))).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_the_end_of_the_process() -> None:

@@ -60,6 +60,14 @@ def test_everything_else() -> None:
     assert list(words_of({"outcome": "refused", "level": "warning"})) == ["refused", "warning"]
 
 
+def test_a_line_has_an_end() -> None:
+    """However much an event says."""
+    assert (
+        len(line_of({"ts": "2026-11-28T05:00:00.000Z", "event": "x", **{f"key{n}": "v" * 300 for n in range(20)}}))
+        == 1000
+    )
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
