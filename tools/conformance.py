@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FAMILIES = {
     "INV": 9, "DANE": 45, "TLSA": 20, "STS": 42, "POL": 11, "STLS": 20, "SMTP": 30, "TO": 8, "MX": 19, "DATA": 12,
     "TRC": 7, "EXT": 25, "LMTP": 6, "PF": 14, "ID": 5, "TLS": 11, "RM": 16, "OUT": 32, "AF": 57,
+    "PXY": 11, "SUB": 5, "AUTH": 6, "RPT": 28,
 }  # fmt: skip
 _FIRST = re.compile(r"\b(" + "|".join(FAMILIES) + r")-(\d\d)((?:(?:\.\.|, ?|/)\d\d\b)*)")
 _IN_NAME = re.compile(r"_(" + "|".join(FAMILIES).lower() + r")_?(\d\d)(?=_|\b)")
