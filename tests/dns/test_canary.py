@@ -63,7 +63,7 @@ async def test_dane_01_a_resolver_that_validates() -> None:
     assert await bench.ask({}) is CanaryState.VALIDATING
     assert bench.canary.validation is Validation.TRUSTED
     assert bench.remembered == [CanaryState.VALIDATING]
-    assert [event.state for event in bench.events] == ["validating"]
+    assert [(event.state, event.severity) for event in bench.events] == [("validating", "info")]
     await bench.ask({})
     assert len(bench.events) == len(bench.remembered) == 1
 
@@ -88,7 +88,7 @@ async def test_a_contradiction_is_never_validated_or_lost(nodes: dict[str, Node]
     assert await lost.ask(nodes) is CanaryState.LOST
     assert lost.canary.validation is Validation.LOST
     assert lost.remembered == [CanaryState.VALIDATING, CanaryState.LOST]
-    assert [event.state for event in lost.events] == ["validating", "lost"]
+    assert [(event.state, event.severity) for event in lost.events] == [("validating", "info"), ("lost", "warning")]
     assert await lost.ask(nodes) is CanaryState.LOST
     assert await lost.ask({}) is CanaryState.VALIDATING
 
@@ -102,6 +102,7 @@ async def test_silence_changes_no_state(name: str, node: Node, before: CanarySta
     assert await bench.ask({name: node}) is state
     assert isinstance(bench.canary.verdict, Unreachable)
     assert name in bench.events[-1].detail
+    assert bench.events[-1].severity == "warning"
     assert bench.remembered == []
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import trio.testing
 
 from smtpguard.events import CertificateAlert
+from smtpguard.telemetry.state import ServedCertificate, State, with_inbound
 from tests.support.front import HOST, open_front
 from tests.support.zone import Node, Zone
 
@@ -45,3 +46,20 @@ async def test_a_listener_that_nobody_asks_tlsa_of_has_nothing_to_compare(tmp_pa
         async with open_front(tmp_path, **other) as front:
             await trio.testing.wait_all_tasks_blocked()
             assert front.service.tlsa_problems is None
+
+
+async def test_what_the_metrics_read_of_a_listener(tmp_path: Path) -> None:
+    """The MTA's state, each certificate's end by file and name, and how much the comparison found."""
+    zone = Zone({HOST: Node(a=["192.0.2.25"]), f"_25._tcp.{HOST}": Node(tlsa=["3 1 1 " + "00" * 32])})
+    async with open_front(tmp_path, zone=zone, names=(HOST, "b.example")) as front:
+        await front.service.check_tlsa()
+        state = with_inbound(State(ready=True), [front.service])
+        certificates = front.service.certificates
+        assert certificates is not None
+    assert state.ready
+    assert state.mta_states == {"mx": "ready"}
+    assert state.self_check_problems == {"mx": 1}
+    assert state.certificates == tuple(
+        ServedCertificate("mx", str(tmp_path / f"{name}.pem"), name, certificate.not_after)
+        for name, certificate in zip((HOST, "b.example"), certificates.certificates, strict=True)
+    )
