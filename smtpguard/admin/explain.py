@@ -40,6 +40,7 @@ _AUTHENTICATED = MappingProxyType(
         "pkix": "authenticated by its certificate",
         "fingerprint": "authenticated by its fingerprint",
         "none": "not authenticated",
+        "clear": "not authenticated",
     }
 )
 
@@ -100,7 +101,7 @@ def _host(name: str, facts: Facts) -> Iterator[str]:
     where = where_of(facts)
     if name == "host_opened":
         again = ", on a connection that was open" if facts.get("reused") else ""
-        yield f"{where}: {tls_of(facts)}, {authentication_of(facts)}{again}"
+        yield f"{where}: {_tls(facts)}, {authentication_of(facts)}{again}"
         if detail := _text(facts.get("detail")):
             yield f"  {detail}"
         return
@@ -108,7 +109,7 @@ def _host(name: str, facts: Facts) -> Iterator[str]:
     if detail := _text(facts.get("detail")):
         yield f"  seen: {detail}"
     if facts.get("tls_version"):
-        yield f"  {tls_of(facts)}"
+        yield f"  {_tls(facts)}"
 
 
 def _observed(facts: Facts) -> str:
@@ -122,7 +123,7 @@ def _observed(facts: Facts) -> str:
 def _outcome(name: str, facts: Facts) -> str:
     reply = _text(facts.get("reply"))
     if name == "delivered":
-        return f"delivered to {where_of(facts)}, {tls_of(facts)}, {authentication_of(facts)}: {reply}"
+        return f"delivered to {where_of(facts)}, {_tls(facts)}, {authentication_of(facts)}: {reply}"
     word = "refused" if reply.startswith("5") else "deferred"
     who = "by the host's own reply" if facts.get("relayed") else "by smtpguard"
     stage = _text(facts.get("stage")).upper()
@@ -146,7 +147,7 @@ def where_of(facts: Facts) -> str:
     return f"{address}:{port}" if mx in ("", f"[{address}]") else f"{mx}[{address}]:{port}"
 
 
-def tls_of(facts: Facts) -> str:
+def _tls(facts: Facts) -> str:
     """`TLS 1.3 TLS_AES_256_GCM_SHA384 x25519`, or `in clear`."""
     words = [_text(facts.get(key)) for key in ("tls_version", "cipher", "group")]
     return " ".join(["TLS", *filter(None, words)]) if words[0] else "in clear"

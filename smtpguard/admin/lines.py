@@ -4,14 +4,16 @@ Pure; every line is printable ASCII and bounded, whatever the process sent.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
-from smtpguard.admin.explain import authentication_of, tls_of, where_of
+from smtpguard.admin.explain import authentication_of, where_of
 from smtpguard.reasons import printable
 
 _MAX_VALUE: Final = 300
 _MAX_LINE: Final = 1000
-_WAYS: Final = {"inbound": "in", "outbound": "out"}
+_WAYS = MappingProxyType({"inbound": "in", "outbound": "out"})
+_WORDS = MappingProxyType({"host_skipped": "skipped", "host_opened": "opened", "policy_observed": "observed"})
 _SHOWN: Final = frozenset({"ts", "level", "event", "direction", "outcome"})
 
 Record = Mapping[str, Any]
@@ -19,32 +21,38 @@ Record = Mapping[str, Any]
 
 def line_of(record: Record) -> str:
     """The event as one line, without a line end."""
-    what = _text(record, "outcome") or _text(record, "event")
+    event = _text(record, "event")
+    what = _text(record, "outcome") or _WORDS.get(event, event)
     way = _WAYS.get(_text(record, "direction"), "")
-    match record.get("event"):
+    reply, reason = _text(record, "reply"), _reason(record)
+    match event:
         case "delivered":
-            told = f"{where_of(record)} {tls_of(record)}, {authentication_of(record)}: {_text(record, 'reply')}"
+            told = f"{where_of(record)} {_tls(record)}, {authentication_of(record)}: {reply}"
         case "delivery_refused":
-            told = f"{_at_host(record)}{_text(record, 'reply')}{_reason(record)}"
+            host = where_of(record)
+            told = reply + reason if host in reply or not record.get("mx") else f"{host}: {reply}{reason}"
         case "message_relayed":
-            client = " ".join(filter(None, (_text(record, "client"), tls_of(record))))
-            told = f"{client}: {_text(record, 'reply')}{_reason(record)}"
+            told = f"{_text(record, 'client')} {_tls(record)}: {reply}{reason}"
         case "host_skipped" | "host_opened":
-            detail = _text(record, "detail")
-            told = f"{where_of(record)} {tls_of(record)}{_reason(record)}{f' {detail}' if detail else ''}"
+            tls = f" {_tls(record)}" if record.get("tls_version") or event == "host_opened" else ""
+            told = f"{where_of(record)}{tls}{reason} {_text(record, 'detail')}"
+        case "policy_observed":
+            told = f"{_text(record, 'kind')} would {_text(record, 'would')} at {where_of(record)}{reason}"
         case _:
             return _joined(_time(record), f"{way:3}", f"{what:9}", _rest(record))
     domain = _text(record, "domain") or _text(record, "sender_domain") or "-"
     id_ = _text(record, "id")
-    return _joined(_time(record), f"{way:3}", f"{what:9}", f"{domain:24}", told, f"(id {id_})" if id_ else "")
+    named = f"(id {id_})" if id_ and id_ not in reply else ""
+    return _joined(_time(record), f"{way:3}", f"{what:9}", f"{domain:24}", told.rstrip(), named)
 
 
 def _joined(*parts: str) -> str:
     return printable(" ".join(filter(None, parts)).rstrip(), _MAX_LINE)
 
 
-def _at_host(record: Record) -> str:
-    return f"{where_of(record)}: " if record.get("mx") else ""
+def _tls(record: Record) -> str:
+    version = _text(record, "tls_version")
+    return f"TLS {version}" if version else "in clear"
 
 
 def _reason(record: Record) -> str:

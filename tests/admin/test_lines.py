@@ -16,6 +16,7 @@ from smtpguard.events import (
     HostSkipped,
     Lifecycle,
     MessageRelayed,
+    PolicyObserved,
 )
 from tests.admin.test_explain import HOST, JSON, TLS
 
@@ -33,8 +34,7 @@ def test_deliveries() -> None:
         **HOST, **TLS, policy="dane", auth="dane", recipients=1, octets=9, seconds=0.1, reply="250 2.0.0 ok"
     )  # type: ignore[arg-type]
     assert said(out) == (
-        "out delivered a.example mx.a.example[192.0.2.1]:25 TLS 1.3 TLS_AES_256_GCM_SHA384 x25519, "
-        "authenticated by DANE: 250 2.0.0 ok (id s.1)"
+        "out delivered a.example mx.a.example[192.0.2.1]:25 TLS 1.3, authenticated by DANE: 250 2.0.0 ok (id s.1)"
     )
     relayed = MessageRelayed(
         id="s.2", listener="mx", client="c.example[192.0.2.7]:4711", helo="c", sender_domain="b.example", recipients=1,
@@ -49,8 +49,17 @@ def test_refusals() -> None:
     assert said(ours) == "out deferred a.example 451 4.7.5 [dane/no-match] x (id s.1)"
     theirs = DeliveryRefused(**HOST, reply="550 5.1.1 no", stage="rcpt", relayed=True)  # type: ignore[arg-type]
     assert said(theirs) == "out refused a.example mx.a.example[192.0.2.1]:25: 550 5.1.1 no (id s.1)"
+    annotated = DeliveryRefused(
+        **HOST, reply="550 no (mx.a.example[192.0.2.1]:25 dane s.1)", stage="rcpt", relayed=True
+    )  # type: ignore[arg-type]
+    assert said(annotated) == "out refused a.example 550 no (mx.a.example[192.0.2.1]:25 dane s.1)"
     skipped = HostSkipped(**HOST, policy="dane", reason="tls/version", detail="old")  # type: ignore[arg-type]
-    assert said(skipped) == "out host_skipped a.example mx.a.example[192.0.2.1]:25 in clear [tls/version] old (id s.1)"
+    assert said(skipped) == "out skipped a.example mx.a.example[192.0.2.1]:25 [tls/version] old (id s.1)"
+    shadow = PolicyObserved(**HOST, policy="dane", kind="shadow", would="refuse", reason="tls/version")  # type: ignore[arg-type]
+    assert (
+        said(shadow)
+        == "out observed a.example shadow would refuse at mx.a.example[192.0.2.1]:25 [tls/version] (id s.1)"
+    )
 
 
 def test_everything_else() -> None:

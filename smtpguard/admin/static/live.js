@@ -349,8 +349,11 @@ function sentence(event) {
     case "message_relayed":
       return [event.client, tls, event.reply];
     case "host_opened":
+      return [host, tls];
     case "host_skipped":
-      return [host, tls, event.reason, event.detail];
+      return [host, event.tls_version && tls, event.reason, event.detail];
+    case "policy_observed":
+      return [`${event.kind} would ${event.would}`, host, event.reason];
   }
   return [event.stage, event.state, event.kind, event.sts_event && `MTA-STS policy ${event.sts_event}`, event.listener, event.address, event.detail];
 }
