@@ -48,13 +48,14 @@ class Failed(AssertionError):
     """A command failed; the message has its output."""
 
 
-def output(command: Sequence[str | Path], *, cwd: Path = ROOT, **environment: str) -> str:
+def output(command: Sequence[str | Path], *, cwd: Path = ROOT, stdin: str = "", **environment: str) -> str:
     """What a command that must succeed prints."""
     done = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
         check=False,
+        input=stdin,
         cwd=cwd,
         env={**os.environ, **environment},
         timeout=500,

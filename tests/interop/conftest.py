@@ -30,7 +30,7 @@ def sender(lab: Lab, request: pytest.FixtureRequest) -> Postfix:
     return lab.senders[request.param]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # it ends in the network in which it began: the other lab's
 def opened_inbound_lab() -> Iterator[InboundLab]:
     with open_inbound_lab() as opened:
         yield opened
