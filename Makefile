@@ -40,7 +40,7 @@ interop: $(STAMP)
 ## deploy-check: the image built and run, units, manifests and man pages checked (installs packages; needs root on Debian)
 deploy-check: $(STAMP)
 	bash tests/deploy/install.sh
-	$(BIN)/python -m pytest tests/deploy -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/deploy -s -o addopts="--strict-markers -ra -p no:cacheprovider"
 
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)
