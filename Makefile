@@ -40,7 +40,7 @@ interop: $(STAMP)
 ## deploy-check: what deploy/ ships, by the tools of those who run it (installs Debian packages; needs root)
 deploy-check: $(STAMP)
 	bash tests/deploy/install.sh
-	$(BIN)/python -m pytest tests/deploy -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/deploy -s -o addopts="--strict-markers -ra -p no:cacheprovider"
 
 ## browser: the live page in headless Chromium (installs Debian packages; needs root)
 browser: $(STAMP)

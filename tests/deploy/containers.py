@@ -158,12 +158,16 @@ class Container:
         return state
 
     def is_healthy(self) -> bool:
-        """Run the image's own HEALTHCHECK in it, as Docker would."""
+        """Run the image's own HEALTHCHECK in it, as Docker would.
+
+        podman's exit code says nothing: while the start period lasts it is 0 for a failed check, too.
+        """
         try:
             self.engine.podman("healthcheck", "run", self.id)
         except Failed:
             return False
-        return True
+        status = self.engine.podman("inspect", "--format={{.State.Health.Status}}", self.id)
+        return status == "healthy"
 
     def run(self, script: str) -> str:
         """What a script in it prints."""

@@ -96,6 +96,7 @@ def test_mail_in_and_out(
                 assert sent.is_delivered, sent.last_reply
                 refused = await client.send("alice@dane.example", ["bob@elsewhere.example"], b"Subject: x\r\n\r\nx\r\n")
                 assert refused.last_reply.code == 554, refused.last_reply
+                client.conversation.close()
                 mta.engine.podman(
                     "exec", mta.id, "sh", "-c", "printf 'Subject: out\\n\\nout\\n' | sendmail -f root bob@dane.example"
                 )

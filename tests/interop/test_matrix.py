@@ -40,7 +40,7 @@ def test_delivered(lab: Lab, sender: str, domain: str) -> None:
     wait_for("the log line", lambda: re.search(rf"event=delivered .*domain={domain} .*{how}", lab.smtpguard.log))
 
 
-# Postfix last: the lab ends smtpguard where mail is left in its queue, and OpenSMTPD waits long after a lost connection.
+# Postfix last: the lab ends smtpguard where mail is left in its queue, and OpenSMTPD waits long after that.
 @pytest.mark.parametrize("sender", ["opensmtpd", "exim", "lmtp", "smtp"])
 def test_refused_with_our_text(lab: Lab, sender: str) -> None:
     """The mail stays in the sender's queue, and its log has our reason."""
