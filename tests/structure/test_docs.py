@@ -81,3 +81,9 @@ def test_every_key_is_documented() -> None:
         if isinstance(table, type) and issubclass(table, msgspec.Struct):
             for key in table.__struct_fields__:
                 assert f"`{key}`" in text or f"[{key}]" in text, key
+
+
+def test_no_page_holds_both_sides_of_a_merge() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*"), *(ROOT / "deploy").rglob("*")]
+    texts = {page: page.read_text("utf-8") for page in pages if page.is_file()}
+    assert [page.name for page, text in texts.items() if "\n<<<<<<< " in text or "\n>>>>>>> " in text] == []
