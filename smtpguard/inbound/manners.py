@@ -46,6 +46,10 @@ class Manners:
         self.excess = ""
         """The limit that ended the session, as the word of events: errors, idle_commands; empty: none."""
 
+    def refused_by_rule(self) -> None:
+        """One of the listener's own rules refused a command: that is an error too, seen at the next group."""
+        self._errors += 1
+
     def message_done(self) -> None:
         """A message was answered by the MTA: the empty commands begin anew."""
         self._idle = 0
@@ -68,8 +72,8 @@ class Manners:
                 return self._end(slot, "idle_commands", TOO_MANY_COMMANDS)
         if slot.reply is not None and slot.reply.code in _ERROR_CODES:
             self._errors += 1
-            if self._errors > self._limits.errors:
-                return self._end(slot, "errors", TOO_MANY_ERRORS)
+        if self._errors > self._limits.errors and not isinstance(slot.command, Quit):
+            return self._end(slot, "errors", TOO_MANY_ERRORS)
         return False
 
     def _end(self, slot: Slot, excess: str, reply: Reply) -> bool:

@@ -28,7 +28,7 @@ from smtpguard.net.link import ServerLink
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
 from smtpguard.policy.inbound import ClientFacts
 from smtpguard.smtp.body import BareNewlines
-from smtpguard.smtp.commands import Auth, Bdat, Data, Ehlo, Helo, Mail, Quit, Rcpt, StartTls
+from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Mail, Quit, Rcpt, StartTls
 from smtpguard.smtp.forwarded import ClientIdentity, NameMissing
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
@@ -151,7 +151,7 @@ class Session:
         assert profile is not None
         offer = profile.offer(listener, starttls=listener.tls == "starttls")
         self._offer = offer
-        self._relay = Relay(self._verdicts.refusal, offer)
+        self._relay = Relay(self._refusal, offer)
         self._exchange = exchange = Exchange(
             self._relay, service.connector, self._who, self._mta_failed, profile.name, listener.times, self._clock
         )
@@ -232,6 +232,12 @@ class Session:
         elif isinstance(last.command, Data) and last.reply is not None and last.reply.code == 354:
             await self._content()
         return group
+
+    def _refusal(self, command: Command, mail: Mail | None) -> Reply | None:
+        """What the listener's rules say, counted."""
+        if (reply := self._verdicts.refusal(command, mail)) is not None:
+            self._manners.refused_by_rule()
+        return reply
 
     async def _carry_out_apart(self, slot: Slot) -> None:
         match slot.command:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from OpenSSL import crypto
 
-from smtpguard.events import DeliveryRefused, InboundTls, InternalError, RuleShadowed
+from smtpguard.events import DeliveryRefused, InboundTls, InternalError, LimitHit, RuleShadowed
+from smtpguard.inbound.limits import Limits
 from smtpguard.names import Domain
 from smtpguard.policy.inbound import CertificateDemand, InboundRule, InboundRules, Require
 from smtpguard.policy.rules import Mode, OnFailure
@@ -148,3 +149,16 @@ async def test_a_rule_in_shadow(tmp_path: Path, shown: Issued | None, would: str
     assert (event.would, event.rule) == (would, "recipient domain secret.example")
     assert word in event.detail
     assert front.of(DeliveryRefused) == []
+
+
+async def test_refusals_by_a_rule_are_errors(tmp_path: Path) -> None:
+    """AF-43: whoever asks on and on for what a rule refuses hears 421; a pipelined group is answered whole."""
+    rules = InboundRules((InboundRule(SECRET),))
+    async with open_front(tmp_path, rules=rules, limits=Limits(errors=3)) as front:
+        client = await front.client()
+        await client.command("MAIL FROM:<a@a.example>")
+        await client.conversation.send(b"RCPT TO:<b@secret.example>\r\n" * 5)
+        assert [(await client.reply()).code for _ in range(5)] == [530] * 5
+        assert str(await client.command("RCPT TO:<b@secret.example>")).startswith("421 4.7.0 Too many errors")
+    assert [event.limit for event in front.of(LimitHit)] == ["errors"]
+    assert len(front.of(DeliveryRefused)) == 5
