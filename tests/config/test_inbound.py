@@ -282,6 +282,7 @@ def test_listener_errors(files: Path, change: dict[str, str | None], error: str)
 
 
 def test_a_key_of_another_certificate(files: Path) -> None:
+    """STLS-01: refused at the start, so STARTTLS is never offered without a certificate."""
     (error,) = errors(files, {"key": '"{d}/two.key"'})
     assert error.startswith(f'{PLACE} certificate = "{files}/mx.pem": ')
     assert "two.key" in error
