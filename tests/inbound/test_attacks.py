@@ -14,7 +14,7 @@ from smtpguard.policy.inbound import InboundRule, InboundRules
 from smtpguard.policy.scopes import Mailbox, RecipientDomain
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.sandbox.conversation import EndOfStream
-from tests.support.front import HOST, Front, open_front
+from tests.support.front import HOST, Front, hang_up, open_front
 from tests.support.mta import CUT, OFFER, XCLIENT, Mta
 
 MESSAGE = b"Subject: hello\r\n\r\nbody\r\n"
@@ -107,6 +107,7 @@ async def test_mta_dies_at_each_step(tmp_path: Path, step: bytes, replies: list[
         assert [str(reply).startswith(start) for reply, start in zip(heard, replies, strict=True)]
         assert all(str(reply).startswith(start) for reply, start in zip(heard, replies, strict=True)), heard
         assert str(await client.command("NOOP")).startswith("421 4.4.2")
+        await hang_up(client)
         (end,) = await closed(front)
         assert end.cause == "mta"
 
@@ -120,6 +121,7 @@ async def test_long_lines_and_nul_then_the_error_limit(tmp_path: Path) -> None:
         for _ in range(17):
             assert (await client.command("FOO")).code == 500
         assert str(await client.command("FOO")).startswith("421 4.7.0")
+        await hang_up(client)
         (end,) = await closed(front)
     assert end.cause == "limit"
     assert [event.limit for event in front.of(LimitHit)] == ["errors"]
@@ -133,6 +135,7 @@ async def test_commands_without_a_message_have_a_limit(tmp_path: Path) -> None:
         for _ in range(99):
             assert (await client.command("NOOP")).code == 250
         assert str(await client.command("NOOP")).startswith("421 4.7.0")
+        await hang_up(client)
         await closed(front)
     assert [event.limit for event in front.of(LimitHit)] == ["idle_commands"]
 
@@ -193,6 +196,8 @@ async def test_commands_behind_starttls_are_never_executed(tmp_path: Path, cut: 
         assert reply.code in (220, 554)
         if cut < 10:
             assert str(reply).startswith("554 5.5.0")
+        if reply.code == 554:
+            await hang_up(client)
         (end,) = await closed(front)
         assert end.cause in ("refused", "handshake")
     assert front.mta.clients == []
@@ -334,9 +339,11 @@ async def test_drain(tmp_path: Path) -> None:
         await begun(busy)
         nursery.start_soon(front.sessions.drain, 30.0)
         assert str(await idle.reply()).startswith("421 4.3.2")
+        await hang_up(idle)
         await busy.conversation.send(MESSAGE + b".\r\n")
         assert (await busy.reply()).code == 250
         assert str(await busy.reply()).startswith("421 4.3.2")
+        await hang_up(busy)
     assert len(front.mta.messages) == 1
 
 
@@ -360,6 +367,7 @@ async def test_early_talker(tmp_path: Path) -> None:
         client = await front.client()
         await client.conversation.send(b"MAIL FROM:<a@a.example>\r\nRCPT TO:<b@front.example>\r\nDATA\r\nbody\r\n.\r\n")
         assert [(await client.reply()).code for _ in range(3)] == [250, 250, 554]
+        await hang_up(client)
         await closed(front)
     assert front.mta.messages == []
     assert [event.kind for event in front.of(Violation)] == ["early_talker"]

@@ -65,6 +65,12 @@ class Front:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+async def hang_up(client: Client) -> None:
+    """Read to the end, which the server must have said, then close, as clients do: nobody has to wait for them."""
+    await client.conversation.drain()
+    client.conversation.close()
+
+
 def write_pair(directory: Path, name: str, issued: Issued) -> CertificateFiles:
     """The certificate with its chain, and its key, as files."""
     certificate, key = directory / f"{name}.pem", directory / f"{name}.key"
