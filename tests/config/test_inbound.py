@@ -292,7 +292,7 @@ def test_a_pair_that_lacks_its_key_is_told_once(files: Path) -> None:
     assert errors(files, {"certificates": '[{certificate = "{d}/mx.pem"}]'}) == [
         (
             "[[listener.certificates]] 1 key: is missing and has no default; write for example key = "
-            '"/etc/smtpguard/tls/key.pem"'
+            '"/etc/smtpguard/tls/privkey.pem"'
         )
     ]
 
