@@ -16,13 +16,14 @@ _DRAIN_STEP_SECONDS = 0.25  # how soon a session that became idle during a drain
 
 class Sessions:
     """The registry of wires whose deadlines are watched: those of clients and those to upstreams and MX
-    hosts.
+    hosts.  `run` looks every `tick_seconds`.
     """
 
-    __slots__ = ("_clock", "_draining", "_gone", "_wires")
+    __slots__ = ("_clock", "_draining", "_gone", "_wires", "tick_seconds")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, tick_seconds: float = TICK_SECONDS) -> None:
         self._clock = clock
+        self.tick_seconds = tick_seconds
         self._wires: set[Wire] = set()
         self._draining: Why | None = None
         self._gone = trio.Event()
@@ -55,7 +56,7 @@ class Sessions:
     async def run(self) -> None:
         """The tick: forget what is closed, interrupt what is overdue with TIMEOUT.  Runs until it is cancelled."""
         while True:
-            await trio.sleep(TICK_SECONDS)
+            await trio.sleep(self.tick_seconds)
             self._wires = {wire for wire in self._wires if not wire.closed}
             now = self._clock.monotonic()
             for wire in self._wires:

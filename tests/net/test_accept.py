@@ -268,7 +268,7 @@ async def test_a_session_is_registered_before_its_task_runs() -> None:
 
 
 @pytest.mark.parametrize("_", range(20))
-async def test_an_accept_in_the_moment_of_a_drain_is_drained(_: int) -> None:
+async def test_an_accept_in_the_moment_of_a_drain_is_drained(_: int, autojump_clock: object) -> None:
     """The accepting task may run before or after the drain: its session is told either way, never cancelled."""
     (listener,) = open_listeners([ANY_PORT])
     sessions = Sessions(test_clock())

@@ -194,7 +194,7 @@ async def test_a_stalled_handshake_ends(tmp_path: Path) -> None:
 async def test_to_08_a_trickle_is_slow(tmp_path: Path) -> None:
     """AF-45, TO-08: an octet now and then inside DATA does not keep the host for ever: 421 4.4.2, no dot."""
     async with open_rig(tmp_path, [A]) as rig:
-        budgets(rig, idle=0.5)
+        budgets(rig, idle=0.3)
         client = await rig.client()
         await to_content(client, "x@a.example")
         heard: list[str] = []
@@ -223,7 +223,7 @@ async def test_a_host_that_is_slow_does_not_make_the_mta_slow(tmp_path: Path, mo
 
     async def slowly(transaction: Transaction, spans: Sequence[bytes | memoryview]) -> None:
         if MARKER in b"".join(spans):
-            await trio.sleep(1.3)  # the tick looks, and `idle` is over
+            await trio.sleep(0.4)  # the tick looks, and `idle` is over
         await original(transaction, spans)
 
     async with open_rig(tmp_path, [A]) as rig:
@@ -232,7 +232,7 @@ async def test_a_host_that_is_slow_does_not_make_the_mta_slow(tmp_path: Path, mo
         await to_content(client, "x@a.example")
         monkeypatch.setattr(Transaction, "send", slowly)
         await client.conversation.send(MESSAGE)
-        await trio.sleep(1.4)
+        await trio.sleep(0.5)
         await client.conversation.send(b".\r\n")
         assert (await client.reply()).code == 250
         await client.quit()

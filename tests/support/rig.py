@@ -25,6 +25,7 @@ E = TypeVar("E", bound=Event)
 
 MESSAGE = b"Subject: hello\r\n\r\nthe-secret-marker\r\n.a line with a dot\r\n"
 MARKER = b"the-secret-marker"
+TICK_SECONDS = 0.05  # how often deadlines are looked at: the budgets of the tests are tenths of a second
 
 
 @dataclass(slots=True)
@@ -177,11 +178,12 @@ async def open_rig(
             watch(event)
 
         engine = Engine(settings, store or Store.open(None, emit), clock, emit)
+        engine.host_wires.tick_seconds = TICK_SECONDS
         await nursery.start(engine.run)
         with trio.fail_after(5):
             while engine.canary.verdict is None:
                 await trio.sleep(0.005)
-        sessions = Sessions(clock)
+        sessions = Sessions(clock, tick_seconds=TICK_SECONDS)
         nursery.start_soon(sessions.run)
         ids = Ids(clock.now())
         ports = {}
