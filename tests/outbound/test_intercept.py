@@ -493,6 +493,19 @@ async def test_intercept_direct_needs_no_other_leave(tmp_path: Path) -> None:
         assert len(rig.internet.hosts[PLAIN.domain].mx.sessions) == 2
 
 
+async def test_a_relay_that_is_a_mail_host_too_stays_allowed(tmp_path: Path) -> None:
+    """Split DNS names the operator's own relay: each connection to it has the leave that the first had."""
+    async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
+        addresses = replace(rig.engine.outbound.addresses, allow=())
+        rig.engine.outbound = replace(rig.engine.outbound, addresses=addresses)
+        client = await there.client(there.mx(PLAIN.domain))
+        rig.internet.hosts[PLAIN.domain].mx.sessions[0].conversation.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await send(client, "u@plain.example"))[-1].startswith("250 2.0.0 queued (mx.plain.example[127.10.1.1]:")
+        assert verdicts(rig) == [("mapped", "mx.plain.example")]
+        assert len(rig.internet.hosts[PLAIN.domain].mx.sessions) == 2
+
+
 async def test_many_domains_at_one_relay(tmp_path: Path) -> None:
     """MX-19: an MTA with a relayhost sends recipients of many domains in one transaction."""
     async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
