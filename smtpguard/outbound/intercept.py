@@ -229,7 +229,7 @@ class InterceptedWalk(Walk):
         """The address is nobody's: the MTA may have been lied to, or means a relay that we were not told of."""
         original = self.interception.original
         unknown = self.next_hop.address is not None and not self.next_hop.routed
-        if unknown or self.interception.forbidden or original.port != self.next_hop.port:
+        if unknown or self.interception.forbidden or original.port != self.settings.routes.port:
             self._tell("refused", "")
             self._fail(Reason(ReasonCode.UNMAPPED, str(original), self.interception.forbidden))
             return

@@ -547,6 +547,21 @@ async def test_a_route_of_ours_is_where_the_address_must_be(tmp_path: Path) -> N
         assert "127.10.2.1[127.10.2.1]" in (await send(client, "u@inner.example"))[-1]
 
 
+async def test_a_route_with_a_port_of_its_own(tmp_path: Path) -> None:
+    """It is the port that the MTA called that says whether a mail host was meant, not the route's."""
+    async with trio.open_nursery() as nursery, open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        relay = Mta()
+        await relay.start(nursery)
+        hop = parse_next_hop(f"[127.0.0.1]:{relay.port}", rig.internet.mx_port)
+        routes = replace(rig.engine.outbound.routes, table={"inner.example": hop})
+        rig.engine.outbound = replace(rig.engine.outbound, routes=routes)
+        client = await there.client(there.mx(A.domain))
+        assert f"127.0.0.1[127.0.0.1]:{relay.port} " in (await send(client, "u@inner.example"))[-1]
+        assert len(relay.messages) == 1
+        assert [verdict for verdict, _ in verdicts(rig)] == ["rerouted"]
+        nursery.cancel_scope.cancel()
+
+
 # -- several domains (MX-19)
 
 
