@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from smtpguard.names import Domain
 from smtpguard.net.wire import Wire, WireLost
 from smtpguard.reasons import printable
-from smtpguard.smtp.client import ClientDialogue
+from smtpguard.smtp.client import NOTHING_OFFERED, ClientDialogue
 from smtpguard.smtp.extensions import Extensions
 from smtpguard.smtp.framing import RemoteProtocolError
 from smtpguard.smtp.replies import Reply
@@ -79,7 +79,10 @@ class ClientLink:
         await self.wire.send(self._dialogue.request(*lines))
 
     async def hello(self, name: str, *, may_fall_back: bool, extended: bool = True) -> Reply:
-        """EHLO, and HELO where that is refused for good and the level allows it (SMTP-04), or not `extended`."""
+        """EHLO, and HELO where that is refused for good and the level allows it (SMTP-04), or not `extended`.
+
+        What an EHLO before it offered holds no longer, PIPELINING above all (RFC 5321 §4.1.4, RFC 2920 §3.1)."""
+        self._dialogue.extensions = NOTHING_OFFERED
         if not extended:
             self.esmtp = False
             (reply,) = await self.exchange([b"HELO " + name.encode("ascii")])

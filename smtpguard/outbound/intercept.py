@@ -214,9 +214,14 @@ class InterceptedWalk(Walk):
         plan, address = located.plan, self.interception.original.address
         assert address is not None
         if isinstance(plan, Plan):  # else the walk says why the host is out
-            there = replace(plan, addresses=(address,))
-            if await self._try_plan(there, located.host, addressees, strict=False, last=False):
-                return
+            there, hop = replace(plan, addresses=(address,)), self.next_hop
+            # The leave that `intercept_direct` gave the first connection to this address holds for each further one.
+            self.next_hop = replace(hop, routed=hop.routed or self.interception.direct)
+            try:
+                if await self._try_plan(there, located.host, addressees, strict=False, last=False):
+                    return
+            finally:
+                self.next_hop = hop
             self._tried = located.host
         await super()._walk(gathering, addressees)
 
@@ -224,7 +229,7 @@ class InterceptedWalk(Walk):
         """The address is nobody's: the MTA may have been lied to, or means a relay that we were not told of."""
         original = self.interception.original
         unknown = self.next_hop.address is not None and not self.next_hop.routed
-        if unknown or self.interception.forbidden or original.port != self.next_hop.port:
+        if unknown or self.interception.forbidden or original.port != self.settings.routes.port:
             self._tell("refused", "")
             self._fail(Reason(ReasonCode.UNMAPPED, str(original), self.interception.forbidden))
             return

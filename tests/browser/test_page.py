@@ -139,6 +139,22 @@ async def test_a_filter_that_is_none(tmp_path: Path) -> None:
         assert await page.text("#filter-wrong") == ""
 
 
+async def test_one_connection_however_fast_the_filters_change(tmp_path: Path) -> None:
+    """Each connection is one of the few places for subscribers, and one that the page forgot would keep it."""
+    async with opened(tmp_path) as (guard, page):
+        await page.until(LIVE)
+        await page.value(
+            "window.made = []; window.WebSocket = class extends WebSocket {"
+            " constructor(...given) { super(...given); made.push(this); } }; 0"
+        )
+        change = "document.querySelector('#filters').dispatchEvent(new Event('change'))"
+        await page.value(f"{change}; {change}; {change}")
+        await page.until(f"made.length && {LIVE}")
+        await guard.send("bob@dane.example")
+        await page.until(rows("dane.example"))
+        assert await page.value("made.filter(socket => socket.readyState < WebSocket.CLOSING).length") == 1
+
+
 async def test_pause_by_keyboard(tmp_path: Path) -> None:
     """Nothing moves while one reads, and nothing is lost by it; details open by keyboard."""
     async with opened(tmp_path) as (guard, page):

@@ -182,6 +182,22 @@ async def test_helo_where_ehlo_is_refused_for_good(ends: Ends) -> None:
     assert not ends.link.extensions.has("STARTTLS")
 
 
+async def test_helo_after_an_ehlo(ends: Ends) -> None:
+    """EXT-01: what EHLO offered is over with HELO, so that nothing is pipelined to a server that speaks SMTP now."""
+    ends.link._dialogue.owed = 0
+    async with trio.open_nursery() as nursery:
+
+        async def server() -> None:
+            await ends.answer(b"EHLO me\r\n", b"250-mx\r\n250 PIPELINING\r\n")
+            await ends.answer(b"HELO me\r\n", b"250 mx\r\n")
+
+        nursery.start_soon(server)
+        await ends.link.hello("me", may_fall_back=True)
+        assert ends.link.extensions.has("PIPELINING")
+        await ends.link.hello("me", may_fall_back=True, extended=False)
+    assert not ends.link.extensions.has("PIPELINING")
+
+
 @pytest.mark.parametrize(("answer", "may"), [(b"502 no\r\n", False), (b"421 later\r\n", True), (b"334 x\r\n", True)])
 async def test_no_helo_otherwise(ends: Ends, answer: bytes, may: bool) -> None:
     """SMTP-04: not where TLS is required, nor for a passing refusal."""

@@ -493,6 +493,19 @@ async def test_intercept_direct_needs_no_other_leave(tmp_path: Path) -> None:
         assert len(rig.internet.hosts[PLAIN.domain].mx.sessions) == 2
 
 
+async def test_a_relay_that_is_a_mail_host_too_stays_allowed(tmp_path: Path) -> None:
+    """Split DNS names the operator's own relay: each connection to it has the leave that the first had."""
+    async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
+        addresses = replace(rig.engine.outbound.addresses, allow=())
+        rig.engine.outbound = replace(rig.engine.outbound, addresses=addresses)
+        client = await there.client(there.mx(PLAIN.domain))
+        rig.internet.hosts[PLAIN.domain].mx.sessions[0].conversation.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await send(client, "u@plain.example"))[-1].startswith("250 2.0.0 queued (mx.plain.example[127.10.1.1]:")
+        assert verdicts(rig) == [("mapped", "mx.plain.example")]
+        assert len(rig.internet.hosts[PLAIN.domain].mx.sessions) == 2
+
+
 async def test_many_domains_at_one_relay(tmp_path: Path) -> None:
     """MX-19: an MTA with a relayhost sends recipients of many domains in one transaction."""
     async with open_rig(tmp_path, [PLAIN]) as rig, open_redirection(rig, direct=("127.10.1.1/32",)) as there:
@@ -532,6 +545,21 @@ async def test_a_route_of_ours_is_where_the_address_must_be(tmp_path: Path) -> N
         there.intake.listener = replace(there.intake.listener, intercept_direct=networks)
         client = await there.client(there.mx(A.domain))
         assert "127.10.2.1[127.10.2.1]" in (await send(client, "u@inner.example"))[-1]
+
+
+async def test_a_route_with_a_port_of_its_own(tmp_path: Path) -> None:
+    """It is the port that the MTA called that says whether a mail host was meant, not the route's."""
+    async with trio.open_nursery() as nursery, open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        relay = Mta()
+        await relay.start(nursery)
+        hop = parse_next_hop(f"[127.0.0.1]:{relay.port}", rig.internet.mx_port)
+        routes = replace(rig.engine.outbound.routes, table={"inner.example": hop})
+        rig.engine.outbound = replace(rig.engine.outbound, routes=routes)
+        client = await there.client(there.mx(A.domain))
+        assert f"127.0.0.1[127.0.0.1]:{relay.port} " in (await send(client, "u@inner.example"))[-1]
+        assert len(relay.messages) == 1
+        assert [verdict for verdict, _ in verdicts(rig)] == ["rerouted"]
+        nursery.cancel_scope.cancel()
 
 
 # -- several domains (MX-19)

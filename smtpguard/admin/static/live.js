@@ -10,6 +10,7 @@ const byId = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat();
 
 let socket = null; // the WebSocket that counts; others are leaving
+let turn = 0; // of connecting: an earlier one that still waits for an answer counts no more
 let attempt = 0; // since the feed was last alive
 let timer = 0; // of the next attempt, or of the next totals
 let pending = []; // events to show, newest last
@@ -76,15 +77,17 @@ function query() {
 // -- the connection
 
 async function connect() {
+  const now = (turn += 1);
   clearTimeout(timer);
   leave();
   if (byId("state").dataset.state === "waiting") setState("waiting", "Connecting");
   try {
     await refresh();
   } catch (error) {
-    failed(error);
+    if (now === turn) failed(error);
     return;
   }
+  if (now !== turn) return;
   const filters = query();
   const asked = filters.toString();
   filters.set("recent", MAX_ROWS);
@@ -121,7 +124,7 @@ async function connect() {
     try {
       await ask(`events?${asked}`); // the browser does not say why it was refused; this does
     } catch (error) {
-      if (!socket) failed(error);
+      if (now === turn) failed(error);
     }
   };
 }
