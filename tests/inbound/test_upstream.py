@@ -166,6 +166,24 @@ async def test_what_the_command_hears_that_needs_it(
     assert front.of(InternalError) == []
 
 
+async def test_whom_the_mta_refuses_is_no_reason_to_refuse_others(tmp_path: Path) -> None:
+    """AF-41 is of an MTA that is down: clients that it wants nothing of must not make everybody else hear 421."""
+
+    async def picky(line: bytes) -> bytes | None:
+        return b"550 5.7.1 not you" if b"listed.example" in line else None
+
+    async with open_front(tmp_path, Mta(script=picky)) as front:
+        for _ in range(4):
+            client = await front.raw()
+            assert (await client.reply()).code == 220
+            await client.hello("listed.example")
+            assert str(await client.command("MAIL FROM:<a@a.example>")) == "550 5.7.1 not you"
+            await client.quit()
+        assert [event.step for event in front.of(MtaFailure)] == ["ehlo"] * 4
+        assert front.of(MtaAlert) == []
+        assert await delivered(front)
+
+
 async def test_an_mta_that_is_silent(tmp_path: Path, autojump_clock: object) -> None:
     """TO-01: the whole of greeting, EHLO, STARTTLS and XCLIENT has one limit."""
 
