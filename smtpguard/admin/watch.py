@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
+import h11
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from wsproto.utilities import LocalProtocolError
 
 from smtpguard.admin.client import AdminUnreachable, host_of
 from smtpguard.net.endpoint import Endpoint
@@ -80,20 +82,24 @@ async def _connection(watched: Watched, recent: int, hear: Callable[[str], None]
     path = "/events?" + urlencode([*watched.query, *([("recent", str(recent))] if recent else [])])
     fields = [(b"authorization", f"Bearer {watched.token}".encode("ascii"))] if watched.token else []
     failed: AdminUnreachable | None = None
+    is_open = False
     why = "it no longer answers"
     async with await _stream(admin) as stream:
         try:
             async with trio.open_nursery() as nursery:
                 with trio.fail_after(_CONNECT_SECONDS):
                     socket = await wrap_client_stream(nursery, stream, host, path, extra_headers=fields)
+                is_open = True
                 opened()
                 nursery.start_soon(_take_pulse, socket, nursery.cancel_scope)
                 why = await _hear_all(socket, hear)
                 nursery.cancel_scope.cancel()
         except* ConnectionRejected as group:
             failed = _refusal(admin, group)
-        except* trio.TooSlowError:
-            failed = AdminUnreachable(f"{admin} does not answer like smtpguard")
+        except* (trio.TooSlowError, ConnectionClosed, LocalProtocolError, h11.ProtocolError, UnicodeError):
+            # Octets that are no handshake make the library raise what comes to it, and a ping may meet a close.
+            if not is_open:
+                failed = AdminUnreachable(f"{admin} does not answer like smtpguard")
     if failed is not None:
         raise failed
     return why

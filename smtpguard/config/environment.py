@@ -83,6 +83,6 @@ def named(found: Mapping[str, str], errors: list[ConfigError]) -> list[ConfigErr
 def _value(name: str, text: str) -> object:
     if name in _LISTS:
         return [item for item in re.split(r"[\s,]+", text) if item]
-    if name in _NUMBERS and text.isascii() and text.isdigit():
+    if name in _NUMBERS and len(text) < 10 and text.isascii() and text.isdigit():
         return int(text)
     return text

@@ -25,7 +25,8 @@ LOST = (WireLost, Interrupted, RemoteProtocolError)
 class Exchange:
     """One client's side at the MTA: at most one connection, and what stands there is in `relay`.
 
-    `who` tells the client's identity when a connection is opened in its name; `failed` hears of every failure to.
+    `who` tells the client's identity when a connection is opened in its name; `failed` hears of every failure to, and
+    the MTA's own refusal, where it gave one.
     `hostname` is what the MTA hears in EHLO from a client that has not said its own yet.
     """
 
@@ -34,7 +35,7 @@ class Exchange:
         relay: Relay,
         connector: MtaConnector,
         who: Callable[[], Awaitable[ClientIdentity]],
-        failed: Callable[[Step, str], None],
+        failed: Callable[[Step, str, Reply | None], None],
         hostname: str,
         times: Times,
         clock: Clock,
@@ -59,7 +60,7 @@ class Exchange:
             client, client.helo or self._hostname.encode(), extended=client.extended or not client.helo
         )
         if isinstance(opened, MtaFailed):
-            self._failed(opened.step, opened.detail)
+            self._failed(opened.step, opened.detail, opened.reply)
         else:
             self.link = opened.link
             self.relay.forget()
@@ -117,7 +118,7 @@ class Exchange:
         if lost:
             self.relay.lost(request, start + heard)
             self.gone = True
-            self._failed(Step.LOST, lost)
+            self._failed(Step.LOST, lost, None)
         link.wire.deadline = float("inf")
 
     def expect(self, seconds: float) -> None:
@@ -142,7 +143,7 @@ class Exchange:
 
     def lost(self, step: Step, detail: str) -> None:
         """The MTA was lost inside a message: give it up, and tell."""
-        self._failed(step, detail)
+        self._failed(step, detail, None)
         self.gone = True
         self.abandon()
 

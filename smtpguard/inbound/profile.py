@@ -105,12 +105,16 @@ class MtaWatch:
         """Is there something that only the operator can mend?"""
         return self._state in ("refused", "open_relay")
 
-    def failed(self, step: Step, detail: str) -> None:
-        """A session could not open the MTA; three times in 30 s, and clients hear 421 until it is back (AF-41)."""
+    def failed(self, step: Step, detail: str, *, answered: bool) -> None:
+        """A session could not open the MTA; three times in 30 s, and clients hear 421 until it is back (AF-41).
+
+        `answered`: by a 4xx of the MTA, which may be of this client alone (its rate): then we ask it ourselves first.
+        """
         now = self._clock.monotonic()
         self._failures.append(now)
         if len(self._failures) == _FAILURES and now - self._failures[0] <= _FAILURE_SECONDS:
-            self._to("down", NOT_READY, step, detail)
+            if not answered:
+                self._to("down", NOT_READY, step, detail)
             self.wake()
 
     def wake(self) -> None:

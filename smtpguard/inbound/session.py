@@ -398,8 +398,10 @@ class Session:
             self._client = replace(self._client, name=name, reverse_name=reverse)
         return self._client
 
-    def _mta_failed(self, step: Step, detail: str) -> None:
-        self._service.watch.failed(step, detail)
+    def _mta_failed(self, step: Step, detail: str, reply: Reply | None) -> None:
+        # An MTA that wants nothing of this client (its name, a block list) is there for the others.
+        if reply is None or not reply.is_permanent:
+            self._service.watch.failed(step, detail, answered=reply is not None)
         self._record.mta_failed(step, detail)
 
     # -- the end

@@ -159,10 +159,12 @@ async def test_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_program_that_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A greeting of another protocol, and silence."""
+    """A greeting of another protocol, silence, and what is nearly a handshake."""
     monkeypatch.setattr(watch, "_CONNECT_SECONDS", 0.2)
     async with trio.open_nursery() as nursery:
-        for greeting in (b"220 mx ESMTP\r\n", b""):
+        accepted = b"HTTP/1.1 101 Yes\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n"
+        strange = accepted + b"Sec-WebSocket-Extensions: \xff\r\n\r\n"
+        for greeting in (b"220 mx ESMTP\r\n", b"", b"\xff\xfe\r\n\r\n", accepted + b"\r\n", strange):
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
             async def greet(stream: trio.SocketStream, greeting: bytes = greeting) -> None:

@@ -70,6 +70,7 @@ def test_the_state_directory_of_systemd_comes_after_ours(tmp_path: Path) -> None
     [
         ("SMTPGUARD_LOG_LEVEL", "loud", 'LOG_LEVEL = "loud": must be one of "debug", "info", "warning", "error"'),
         ("SMTPGUARD_DRAIN_SECONDS", "30s", 'DRAIN_SECONDS = "30s": must be a whole number without quotes, at least 1'),
+        ("SMTPGUARD_DRAIN_SECONDS", "9" * 5000, "must be a whole number without quotes, at least 1"),
         ("SMTPGUARD_HOSTNAME", "mail..org", "HOSTNAME = \"mail..org\": 'mail..org' is not a domain name"),
         ("SMTPGUARD_RESOLVERS", "dns.example", "RESOLVERS = \"dns.example\": 'dns.example' is not an IP address"),
         ("SMTPGUARD_ADMIN_BIND", "0.0.0.0:9825", "must be a loopback address or a unix socket, or token_file"),

@@ -166,6 +166,39 @@ async def test_what_the_command_hears_that_needs_it(
     assert front.of(InternalError) == []
 
 
+@pytest.mark.parametrize("refusal", ["550 5.7.1 not you", "421 4.7.0 too many of you"])
+async def test_whom_the_mta_refuses_is_no_reason_to_refuse_others(tmp_path: Path, refusal: str) -> None:
+    """AF-41 is of an MTA that is down: clients that it wants nothing of must not make everybody else hear 421."""
+
+    async def picky(line: bytes) -> bytes | None:
+        return refusal.encode() if b"listed.example" in line else None
+
+    async with open_front(tmp_path, Mta(script=picky)) as front:
+        for _ in range(4):
+            client = await front.raw()
+            assert (await client.reply()).code == 220
+            await client.hello("listed.example")
+            assert str(await client.command("MAIL FROM:<a@a.example>")) == refusal
+            client.conversation.close()
+        assert [event.step for event in front.of(MtaFailure)] == ["ehlo"] * 4
+        assert front.of(MtaAlert) == []
+        assert await delivered(front)
+
+
+async def test_an_mta_that_has_no_time_for_anybody(tmp_path: Path) -> None:
+    """AF-41: three times 421 make us ask, and then nobody is greeted."""
+    mta = Mta()
+    async with open_front(tmp_path, mta) as front:
+        clients = [await front.client() for _ in range(3)]
+        mta.replies[b"EHLO"] = b"421 4.3.2 busy"
+        for client in clients:
+            assert str(await client.command("MAIL FROM:<a@a.example>")) == "421 4.3.2 busy"
+        with trio.fail_after(5):
+            while not front.of(MtaAlert):
+                await trio.sleep(0.002)
+        assert await refused(front) == NOT_READY
+
+
 async def test_an_mta_that_is_silent(tmp_path: Path, autojump_clock: object) -> None:
     """TO-01: the whole of greeting, EHLO, STARTTLS and XCLIENT has one limit."""
 
