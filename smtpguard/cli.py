@@ -99,7 +99,11 @@ def check_config(config: Path) -> None:
         sys.exit(2)
     count = len(settings.listeners) + len(settings.inbound)
     rules = len(settings.outbound.rules.rules) + (len(settings.inbound[0].rules.rules) if settings.inbound else 0)
-    click.echo(f"{config}: well ({count} listeners, {rules} rules)")
+    click.echo(f"{config}: well ({_counted(count, 'listener')}, {_counted(rules, 'rule')})")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @main.command("probe")
