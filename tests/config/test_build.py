@@ -350,7 +350,12 @@ def test_the_shipped_file_loads_as_shipped(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_comments_of_the_shipped_file_are_settings(tmp_path: Path) -> None:
     """`#key = value` lines of deploy/smtpguard.toml, taken in, load as well."""
     shipped = (Path(__file__).parents[2] / "deploy" / "smtpguard.toml").read_text()
-    settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))
+    pair = self_signed("mx1.example.org")
+    (tmp_path / "fullchain.pem").write_bytes(pair.chain_pem)
+    (tmp_path / "privkey.pem").write_bytes(pair.key_pem)
+    shipped = shipped.replace("/etc/smtpguard/tls", str(tmp_path))
+    found = settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))
+    assert [one.name for one in found.inbound] == ["mx"]
 
 
 def test_beyond_this_host_with_a_token(tmp_path: Path) -> None:
