@@ -99,7 +99,11 @@ def check_config(config: Path) -> None:
         sys.exit(2)
     count = len(settings.listeners) + len(settings.inbound)
     rules = len(settings.outbound.rules.rules) + (len(settings.inbound[0].rules.rules) if settings.inbound else 0)
-    click.echo(f"{config}: well ({count} listeners, {rules} rules)")
+    click.echo(f"{config}: well ({_counted(count, 'listener')}, {_counted(rules, 'rule')})")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @main.command("probe")
@@ -288,13 +292,13 @@ def sts_forget(domain: str, config: Path) -> None:
     click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/forget")).decode())
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def demo(arguments: tuple[str, ...]) -> None:
-    """The sandbox internet on loopback: who publishes what, who attacks, what happens.  --serve keeps it up."""
+@main.command()
+@click.option("--serve", is_flag=True, help="Keep it running, with a round of mail every few seconds.")
+def demo(serve: bool) -> None:
+    """The sandbox internet on loopback: who publishes what, who attacks, what happens."""
     from smtpguard.sandbox.demo import main as demo_main
 
-    sys.exit(demo_main(list(arguments)))
+    sys.exit(demo_main(["--serve"] if serve else []))
 
 
 def _fail_with(group: BaseExceptionGroup[BaseException]) -> NoReturn:

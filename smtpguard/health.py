@@ -33,7 +33,7 @@ config_option = click.option(
 )
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--live", is_flag=True, help="Whether the process serves at all; without it: whether it is ready for mail."
 )

@@ -69,7 +69,7 @@ def running(config: Path) -> Iterator[subprocess.Popen[str]]:
 def test_check_config(config: Path) -> None:
     done = smtpguard("check-config", "--config", config)
     assert done.returncode == 0
-    assert "well (1 listeners, 0 rules)" in done.stdout
+    assert "well (1 listener, 0 rules)" in done.stdout
     assert smtpguard("check-config", SMTPGUARD_CONFIG=str(config)).returncode == 0
 
 

@@ -90,7 +90,7 @@ def options(what: click.Command, context: click.Context) -> Iterator[str]:
     """The options of a command; `--help` stands once, at the top."""
     for each in what.get_params(context):
         record = each.get_help_record(context)
-        if isinstance(each, click.Option) and record is not None and (each.name != "help" or what is cli.main):
+        if isinstance(each, click.Option) and record is not None and ("--help" not in each.opts or what is cli.main):
             yield ".TP"
             yield rf"\fB{roff(record[0])}\fR"
             yield roff(" ".join(record[1].split()))

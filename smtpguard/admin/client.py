@@ -1,6 +1,7 @@
 """How do the commands ask a running smtpguard?  One blocking HTTP request to its admin address."""
 
 import http.client
+import os
 import socket
 from typing import Final
 from urllib.parse import quote
@@ -35,6 +36,17 @@ def host_of(admin: Bind) -> str:
     return str(admin.address)
 
 
+def no_answer(admin: Bind, error: Exception) -> AdminUnreachable:
+    """Why nobody answered, in the system's words, and where to look."""
+    causes = error.__cause__.exceptions if isinstance(error.__cause__, BaseExceptionGroup) else ()  # as trio connects
+    cause = causes[0] if len(causes) == 1 else error
+    number = cause.errno if isinstance(cause, OSError) else None
+    why = os.strerror(number) if number is not None and number > 0 else str(cause)  # below: getaddrinfo's
+    return AdminUnreachable(
+        f"no answer from {admin}: {printable(why)}; is smtpguard running, and with this configuration file?"
+    )
+
+
 def fetch(
     admin: Bind, path: str, method: str = "GET", *, token: str = "", seconds: float = _SECONDS
 ) -> tuple[int, str]:
@@ -49,9 +61,7 @@ def fetch(
         response = connection.getresponse()
         return response.status, response.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
-        raise AdminUnreachable(
-            f"no answer from {admin}: {printable(str(error))}; is smtpguard running, and with this configuration file?"
-        ) from error
+        raise no_answer(admin, error) from error
     finally:
         connection.close()
 

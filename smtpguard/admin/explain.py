@@ -77,6 +77,8 @@ def _published(facts: Sequence[Facts]) -> list[str]:
             found[f"TLSA of {domain}: {strings or 'could not be used; see below'}"] = None
         elif kind == "sts":
             found[f"MTA-STS policy of {domain}: {strings or 'could not be had; see below'}"] = None
+    if not found and any(_text(one.get("reason")).startswith("dns/") for one in facts):
+        return ["not known: a look-up failed"]
     return list(found) or ["nothing that decides: no usable DANE or MTA-STS"]
 
 

@@ -16,7 +16,7 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import LocalProtocolError
 
-from smtpguard.admin.client import AdminUnreachable, host_of
+from smtpguard.admin.client import AdminUnreachable, host_of, no_answer
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.listen import Bind
 from smtpguard.reasons import printable
@@ -112,9 +112,7 @@ async def _stream(admin: Bind) -> trio.SocketStream:
                 return await trio.open_unix_socket(admin.path)
             return await trio.open_tcp_stream(host_of(admin), admin.port)
     except (OSError, trio.TooSlowError) as error:
-        raise AdminUnreachable(
-            f"no answer from {admin}: {printable(str(error))}; is smtpguard running, and with this configuration file?"
-        ) from error
+        raise no_answer(admin, error) from error
 
 
 async def _hear_all(socket: WebSocketConnection, hear: Callable[[str], None]) -> str:

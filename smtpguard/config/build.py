@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtpguard.config import environment, listeners
-from smtpguard.config.findings import ConfigError, Findings, quoted
+from smtpguard.config.findings import ConfigError, Findings, quoted, why
 from smtpguard.config.inbound import foreign_keys, inbound_listener, inbound_rules
 from smtpguard.config.listeners import Bound, listener_place
 from smtpguard.config.outbound import outbound, outbound_listener
@@ -169,10 +169,8 @@ def _token(found: Findings, table: AdminTable) -> str:
         return ""
     try:
         return read_token(Path(table.token_file))
-    except OSError as error:
-        found.wrong("[admin]", "token_file", quoted(table.token_file), f"cannot be read: {error.strerror}")
-    except ValueError as error:
-        found.wrong("[admin]", "token_file", quoted(table.token_file), str(error))
+    except (OSError, ValueError) as error:
+        found.wrong("[admin]", "token_file", quoted(table.token_file), why(error))
     return ""
 
 

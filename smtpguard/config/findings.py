@@ -57,9 +57,11 @@ class Findings:
 
     def wrong(self, table: str, key: str, value: str, expected: str) -> None:
         """Note one error; of several about one value the first stays, being nearest to what was written."""
-        if key and any((error.table, error.key) == (table, key) for error in self.errors):
-            return
-        self.errors.append(ConfigError(self._file, table, key, value, expected))
+        if not (key and self._is_told(table, key)):
+            self.errors.append(ConfigError(self._file, table, key, value, expected))
+
+    def _is_told(self, table: str, key: str) -> bool:
+        return any((error.table, error.key) == (table, key) for error in self.errors)
 
     def parsed(self, table: str, key: str, text: str, parse: Callable[[str], T]) -> T | None:
         """What `parse` makes of a text; None and an error where it raises ValueError, as all our parsers do."""
@@ -70,9 +72,16 @@ class Findings:
             return None
 
     def parsed_all(self, table: str, key: str, texts: list[str], parse: Callable[[str], T]) -> tuple[T, ...]:
-        """What `parse` makes of each text, without those that it refuses."""
-        values = [self.parsed(table, key, text, parse) for text in texts]
-        return tuple(value for value in values if value is not None)
+        """What `parse` makes of each text; each one that it refuses is an error of its own."""
+        told = self._is_told(table, key)
+        values: list[T] = []
+        for text in texts:
+            try:
+                values.append(parse(text))
+            except ValueError as error:
+                if not told:
+                    self.errors.append(ConfigError(self._file, table, key, quoted(text), str(error)))
+        return tuple(values)
 
     def name(self, table: str, key: str, text: str) -> Domain:
         """A domain name, or STAND_IN."""
@@ -87,7 +96,14 @@ class Findings:
         try:
             RootStore.load(path)
         except (OSError, ValueError) as error:
-            self.wrong(table, key, quoted(str(path)), str(error))
+            self.wrong(table, key, quoted(str(path)), why(error))
+
+
+def why(error: OSError | ValueError) -> str:
+    """What is wrong with the file that a value names, without Python's words; our ValueErrors say it themselves."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return str(error)
 
 
 def quoted(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from smtpguard.config import listeners
-from smtpguard.config.findings import Findings, item_place, quoted
+from smtpguard.config.findings import Findings, item_place, quoted, why
 from smtpguard.config.schema import File, InboundPolicyTable, Listener
 from smtpguard.inbound.limits import Limits, Times
 from smtpguard.inbound.settings import InboundListener, Mta
@@ -133,7 +133,7 @@ def _certificates(found: Findings, place: str, table: Listener) -> ServerCertifi
             inner = not (named and number == 0)
             is_key = str(pair.key) in str(error) and str(pair.certificate) not in str(error)
             key = "certificates" if inner else "key" if is_key else "certificate"
-            found.wrong(place, key, quoted(str(pair.key if is_key else pair.certificate)), str(error))
+            found.wrong(place, key, quoted(str(pair.key if is_key else pair.certificate)), why(error))
             return None
     return ServerCertificates.load(files, now, floor=floor)
 
@@ -166,7 +166,7 @@ def _mta(found: Findings, place: str, table: Listener) -> Mta:
         try:
             roots = RootStore.load(ca_file)
         except (OSError, ValueError) as error:
-            found.wrong(place, "upstream_ca_file", quoted(table.upstream_ca_file), str(error))
+            found.wrong(place, "upstream_ca_file", quoted(table.upstream_ca_file), why(error))
     elif table.upstream_ca_file:
         found.wrong(place, "upstream_ca_file", "", 'has a use with upstream_tls = "verify" only')
     if table.upstream_name and table.upstream_tls == "none":

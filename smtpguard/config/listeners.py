@@ -11,7 +11,7 @@ from pathlib import Path
 
 from OpenSSL import SSL
 
-from smtpguard.config.findings import Findings, Network, item_place, quoted
+from smtpguard.config.findings import Findings, Network, item_place, quoted, why
 from smtpguard.config.schema import Listener
 from smtpguard.net.listen import Bind, parse_bind
 from smtpguard.tls.context import server_context
@@ -54,7 +54,9 @@ def certificate(found: Findings, place: str, table: Listener) -> SSL.Context | N
     try:
         return server_context(Path(table.certificate), Path(table.key))
     except (OSError, ValueError) as error:
-        found.wrong(place, "certificate", quoted(table.certificate), str(error))
+        is_key = isinstance(error, OSError) and error.filename == table.key
+        key, file = ("key", table.key) if is_key else ("certificate", table.certificate)
+        found.wrong(place, key, quoted(file), why(error))
         return None
 
 

@@ -6,12 +6,13 @@ Who may send through a listener that other hosts can reach is never guessed: `cl
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from smtpguard.config import listeners
 from smtpguard.config.findings import STAND_IN, Findings, Network, item_place, quoted
 from smtpguard.config.schema import File, Listener
 from smtpguard.dns.destinations import Family
-from smtpguard.names import Domain, IpAddress, parse_address, parse_domain
+from smtpguard.names import Domain, IpAddress, NameInvalid, parse_address, parse_domain
 from smtpguard.net.connect import AddressRules
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.listen import Bind
@@ -121,7 +122,7 @@ def outbound(
     place = "[outbound]"
     addresses = AddressRules(
         allow=found.networks(place, "allow_destinations", table.allow_destinations),
-        own_addresses=frozenset(found.parsed_all(place, "own_addresses", table.own_addresses, parse_address)),
+        own_addresses=frozenset(found.parsed_all(place, "own_addresses", table.own_addresses, _own_address)),
         own_listeners=frozenset(
             Endpoint(bind.address, bind.port) for bind in binds if bind.address is not None and bind.port
         ),
@@ -146,6 +147,14 @@ def outbound(
     )
 
 
+def _own_address(text: str) -> IpAddress:
+    """Raises NameInvalid."""
+    try:
+        return parse_address(text)
+    except NameInvalid as error:
+        raise NameInvalid(f"{error}; right would be 203.0.113.25 or 2001:db8::25, without a prefix length") from error
+
+
 def _routes(found: Findings, file: File) -> Routes:
     port = file.outbound.port
     table: dict[str, NextHop] = {}
@@ -153,7 +162,7 @@ def _routes(found: Findings, file: File) -> Routes:
     for number, route in enumerate(file.route, 1):
         place = item_place("route", number, route.domain)
         key = found.parsed(place, "domain", route.domain, _route_key)
-        hop = found.parsed(place, "next_hop", route.next_hop, lambda text: parse_next_hop(text, port))
+        hop = found.parsed(place, "next_hop", route.next_hop, partial(_next_hop, port=port))
         if key is None or hop is None:
             continue
         if key in table:
@@ -161,6 +170,14 @@ def _routes(found: Findings, file: File) -> Routes:
         first.setdefault(key, place)
         table[key] = hop
     return Routes(table, port)
+
+
+def _next_hop(text: str, port: int) -> NextHop:
+    """Raises NameInvalid."""
+    try:
+        return parse_next_hop(text, port)
+    except NameInvalid as error:
+        raise NameInvalid(f'{error}; right would be "[mx.example]:25", "relay.example" or "[192.0.2.1]"') from error
 
 
 def _route_key(text: str) -> str:

@@ -68,7 +68,10 @@ def parse_resolver(text: str) -> ResolverAddress:
         if not (digits.isascii() and digits.isdigit()) or not 0 < int(digits[:6]) < 65536:
             raise NameInvalid("the port must be a number from 1 to 65535")
         port = int(digits)
-    return ResolverAddress(parse_address(host), port, tls_name)
+    try:
+        return ResolverAddress(parse_address(host), port, tls_name)
+    except NameInvalid as error:
+        raise NameInvalid(f"{error}; right would be 127.0.0.1, [::1]:5353 or tls://192.0.2.1#dns.example") from error
 
 
 def _host_and_port(text: str) -> tuple[str, str]:

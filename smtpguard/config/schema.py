@@ -242,6 +242,7 @@ _EXAMPLES: MappingProxyType[str, str] = MappingProxyType(
     }
 )
 """What a key that has no default could be."""
+_ELSEWHERE = "; --config FILE or SMTPGUARD_CONFIG names another"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -255,7 +256,7 @@ def read(path: Path, found: Mapping[str, str] = _NOTHING) -> tuple[File | None, 
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        return None, [ConfigError(name, "", "", "", f"cannot be read: {error.strerror}")]
+        return None, [ConfigError(name, "", "", "", f"cannot be read: {error.strerror}{_ELSEWHERE}")]
     except UnicodeDecodeError as error:
         return None, [ConfigError(name, "", "", "", f"must be UTF-8: octet {error.start} is not")]
     except tomllib.TOMLDecodeError as error:
@@ -270,6 +271,7 @@ def _table(kind: type[Any], raw: dict[str, Any], file: str, table: str, place: s
 
     `table` is its dotted name, `place` what errors call it.
     """
+    of_listener = f"{place} " if place.startswith("[[") else ""  # which of them has the inner table
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     values: dict[str, Any] = {}
 
@@ -295,13 +297,13 @@ def _table(kind: type[Any], raw: dict[str, Any], file: str, table: str, place: s
                 wrong(key, _shown(value), f"is a list of tables: write [[{inner_table}]]")
                 continue
             values[key] = [
-                _table(inner, item, file, inner_table, place_of(inner_table, number, item), errors)
+                _table(inner, item, file, inner_table, of_listener + place_of(inner_table, number, item), errors)
                 for number, item in enumerate(value, 1)
             ]
         elif not isinstance(value, dict):
             wrong(key, _shown(value), f"is a table: write [{inner_table}]")
         else:
-            values[key] = _table(inner, value, file, inner_table, f"[{inner_table}]", errors)
+            values[key] = _table(inner, value, file, inner_table, of_listener + f"[{inner_table}]", errors)
     for name, field in fields.items():
         if not field.required:
             continue

@@ -60,6 +60,8 @@ def host_name_problem(
     The system's resolver has no time limit of ours, so it is asked in a thread that nobody waits for longer than
     `seconds`.
     """
+    if "." not in hostname:
+        return f"{hostname} is not a fully qualified name (RFC 5321 §2.3.5), as mx1.example.org is"
     said: list[str] = []
 
     def ask() -> None:

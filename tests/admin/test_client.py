@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
-from smtpguard.admin.client import AdminUnreachable, ask
+from smtpguard.admin.client import AdminUnreachable, ask, no_answer
 from smtpguard.net.listen import Bind, parse_bind
 
 
@@ -70,3 +71,15 @@ def test_no_good_answer(reply: bytes, message: str) -> None:
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(AdminUnreachable, match=r"no answer from unix:.*is smtpguard running"):
         ask(parse_bind(f"unix:{tmp_path}/none.sock"), "GET", "/api/status")
+
+
+def test_nobody_listens_in_the_words_of_the_system() -> None:
+    """Asked plainly and as trio asks, which wraps what went wrong."""
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        admin = parse_bind(f"127.0.0.1:{bound.getsockname()[1]}")
+        with pytest.raises(AdminUnreachable, match=r"no answer from 127\.0\.0\.1:\d+: Connection refused; is"):
+            ask(admin, "GET", "/api/status")
+        with pytest.raises(OSError, match="all attempts") as failed:
+            trio.run(trio.open_tcp_stream, "127.0.0.1", admin.port)
+    assert str(no_answer(admin, failed.value)).startswith(f"no answer from {admin}: Connection refused; is")

@@ -66,6 +66,13 @@ def test_a_delivery() -> None:
     assert "way out" not in told
 
 
+def test_nothing_is_said_to_be_unpublished_where_nobody_could_look() -> None:
+    end = DeliveryRefused(domain="a.example", id="s.1", reason="dns/failure", reply="451 4.4.3 no", stage="rcpt")
+    told = words(said(end))
+    assert "published not known: a look-up failed" in told
+    assert "nothing that decides" not in told
+
+
 def test_a_relayed_refusal_has_the_hosts_own_reply() -> None:
     end = DeliveryRefused(**HOST, reply="550 5.1.1 no such user", stage="rcpt", relayed=True)  # type: ignore[arg-type]
     told = words(said(end))

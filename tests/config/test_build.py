@@ -12,6 +12,7 @@ from smtpguard.config.resolver import parse_resolver, resolver_settings
 from smtpguard.config.schema import File
 from smtpguard.names import NameInvalid, parse_address
 from smtpguard.policy.model import Level
+from tests.support.certificates import self_signed
 
 MINIMAL = """
 hostname = "mail.example.org"
@@ -104,11 +105,50 @@ def test_table_errors(tmp_path: Path, extra: str, error: str) -> None:
     assert any(error in line for line in found), found
 
 
+def test_each_of_a_list_is_told(tmp_path: Path) -> None:
+    """Not only the first that is wrong; and each says what would be right."""
+    text = MINIMAL.replace('["127.0.0.1"]', '["a", "tls://192.0.2.1", "127.0.0.1"]')
+    text += (
+        '[outbound]\nown_addresses = ["x"]\n[[route]]\ndomain = "*"\nnext_hop = "a b"\n[tls]\nca_file = "/nowhere"\n'
+    )
+    right = "right would be 127.0.0.1, [::1]:5353 or tls://192.0.2.1#dns.example"
+    assert errors(tmp_path, text) == [
+        '[tls] ca_file = "/nowhere": cannot be read: No such file or directory',
+        (
+            "[outbound] own_addresses = \"x\": 'x' is not an IP address; right would be 203.0.113.25 or 2001:db8::25, "
+            "without a prefix length"
+        ),
+        (
+            "[[route]] 1 (*) next_hop = \"a b\": 'a b' is not a domain name: only letters, digits, '-' and '_' are "
+            'allowed; right would be "[mx.example]:25", "relay.example" or "[192.0.2.1]"'
+        ),
+        f"[dns] resolvers = \"a\": 'a' is not an IP address; {right}",
+        (
+            '[dns] resolvers = "tls://192.0.2.1": DNS over TLS needs the name to verify, as in '
+            "tls://192.0.2.1#dns.example"
+        ),
+    ]
+
+
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Of certificate and key, the one that is missing."""
+    (tmp_path / "cert.pem").write_bytes(self_signed("mx.example.org").chain_pem)
+    place = "[[listener]] 1 (127.0.0.1:10027)"
+    for certificate, key, error in (
+        (f"{tmp_path}/none", f"{tmp_path}/none.key", f'{place} certificate = "{tmp_path}/none": cannot be read: '),
+        (f"{tmp_path}/cert.pem", f"{tmp_path}/none.key", f'{place} key = "{tmp_path}/none.key": cannot be read: '),
+    ):
+        pair = f'protocol = "lmtp"\ncertificate = "{certificate}"\nkey = "{key}"'
+        assert errors(tmp_path, MINIMAL.replace('protocol = "lmtp"', pair)) == [error + "No such file or directory"]
+
+
 def test_not_toml_not_there_not_utf8(tmp_path: Path) -> None:
     assert errors(tmp_path, "hostname = ") == ["is not TOML: Invalid value (at end of document)"]
     missing = load(tmp_path / "missing.toml")
     assert isinstance(missing, list)
-    assert str(missing[0]).endswith("missing.toml: cannot be read: No such file or directory")
+    assert str(missing[0]).endswith(
+        "missing.toml: cannot be read: No such file or directory; --config FILE or SMTPGUARD_CONFIG names another"
+    )
     path = tmp_path / "latin.toml"
     path.write_bytes(b'hostname = "\xe9"')
     found = load(path)
@@ -310,7 +350,12 @@ def test_the_shipped_file_loads_as_shipped(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_comments_of_the_shipped_file_are_settings(tmp_path: Path) -> None:
     """`#key = value` lines of deploy/smtpguard.toml, taken in, load as well."""
     shipped = (Path(__file__).parents[2] / "deploy" / "smtpguard.toml").read_text()
-    settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))
+    pair = self_signed("mx1.example.org")
+    (tmp_path / "fullchain.pem").write_bytes(pair.chain_pem)
+    (tmp_path / "privkey.pem").write_bytes(pair.key_pem)
+    shipped = shipped.replace("/etc/smtpguard/tls", str(tmp_path))
+    found = settings(tmp_path, re.sub(r"(?m)^#(?=\[|[a-z0-9_]+ = )", "", shipped))
+    assert [one.name for one in found.inbound] == ["mx"]
 
 
 def test_beyond_this_host_with_a_token(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_a_name_that_resolves() -> None:
     assert host_name_problem(NAME, lambda name, port: [(name, port)]) == ""
 
 
+def test_a_name_of_one_label() -> None:
+    """It may resolve by a search list; nobody else knows it."""
+    assert host_name_problem(Domain("mx1"), lambda name, port: [(name, port)]).startswith(
+        "mx1 is not a fully qualified"
+    )
+
+
 def test_a_name_that_does_not_resolve() -> None:
     """SMTP-26."""
 
