@@ -36,7 +36,7 @@ FILES = (
 
 def main_page() -> str:
     """smtpguard(1)."""
-    context = click.Context(cli.main, info_name="smtpguard")
+    context = click.Context(cli.main, info_name="smtpguard", **cli.main.context_settings)
     lines = [
         head("SMTPGUARD", 1, "smtpguard", "a proxy in front of your MTA that keeps mail inside TLS"),
         ".SH SYNOPSIS",

@@ -77,6 +77,14 @@ class _Subscribe:
     recent: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Misread:
+    """In place of a request: what to answer; without a body if it was HEAD."""
+
+    answer: Answer
+    is_head: bool
+
+
 class AdminServer:
     """Serves the admin address until cancelled."""
 
@@ -108,12 +116,14 @@ class AdminServer:
         await trio.serve_listeners(self._connection, [listener])
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        """One connection; whatever is sent on it ends no other and not the server."""
+        """One connection; whatever is sent on it ends no other and not the server: a bug ends here, as an event."""
         self._connections += 1
         try:
             if self._connections <= _MAX_CONNECTIONS:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._requests(stream)
+        except Exception as error:  # noqa: BLE001  -- the boundary named above
+            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
         finally:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
@@ -126,16 +136,16 @@ class AdminServer:
         while goes_on:
             goes_on = False
             with trio.move_on_after(_REQUEST_SECONDS):
-                request = await self._request(connection, stream)
-                if request is None:
+                read = await self._request(connection, stream)
+                if read is None:
                     return
-                answer = request if isinstance(request, Answer) else await self._answer_safely(request, is_near)
+                answer = read.answer if isinstance(read, _Misread) else await self._answer_safely(read, is_near)
                 if isinstance(answer, _Subscribe) and connection.trailing_data[0]:
                     answer = problem(400, "a client waits for the answer to its handshake (RFC 6455 section 4.1)")
                 if isinstance(answer, _Subscribe):
                     subscribe = answer
                 else:
-                    is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
+                    is_head = read.is_head if isinstance(read, _Misread) else read.method == b"HEAD"
                     await stream.send_all(_encode(connection, answer, is_head=is_head))
                     goes_on = connection.our_state is h11.DONE and connection.their_state is h11.DONE
             if goes_on:
@@ -150,23 +160,23 @@ class AdminServer:
         with self._live.feed.subscribe(subscribe.wanted, subscribe.recent) as subscription:
             await send_events(stream, subscribe.request, subscription, self._live.clock)
 
-    async def _request(self, connection: h11.Connection, stream: trio.SocketStream) -> h11.Request | Answer | None:
+    async def _request(self, connection: h11.Connection, stream: trio.SocketStream) -> h11.Request | _Misread | None:
         """The next request, read to its end; what to answer where it is none; None when the client is gone."""
         request: h11.Request | None = None
-        size = 0
+        is_head, size = False, 0
         while True:
             try:
                 event = connection.next_event()
             except h11.RemoteProtocolError as error:
-                return problem(error.error_status_hint, "this is no HTTP request we understand")
+                return _Misread(problem(error.error_status_hint, "this is no HTTP request we understand"), is_head)
             if event is h11.NEED_DATA:
                 connection.receive_data(await stream.receive_some(16384))
             elif isinstance(event, h11.Request):
-                request = event
+                request, is_head = event, event.method == b"HEAD"
             elif isinstance(event, h11.Data):
                 size += len(event.data)
                 if size > _MAX_BODY:
-                    return problem(413, f"a body has at most {_MAX_BODY} octets")
+                    return _Misread(problem(413, f"a body has at most {_MAX_BODY} octets"), is_head)
             elif isinstance(event, h11.EndOfMessage):
                 return request
             else:

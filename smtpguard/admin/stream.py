@@ -30,8 +30,8 @@ _ENDS = (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.Cl
 
 def upgrade_problem(method: bytes, fields: Mapping[bytes, str]) -> Answer | None:
     """What is wrong with the request for a WebSocket (RFC 6455 §4.2.1); None: nothing."""
-    upgrades = {word.strip().lower() for word in fields.get(b"upgrade", "").split(",")}
-    if method != b"GET" or "websocket" not in upgrades or not fields.get(b"sec-websocket-key"):
+    asks = "websocket" in _words(fields.get(b"upgrade", "")) and "upgrade" in _words(fields.get(b"connection", ""))
+    if method != b"GET" or not asks or not fields.get(b"sec-websocket-key"):
         return problem(426, "/events is a WebSocket; `smtpguard watch` follows it", (b"upgrade", b"websocket"))
     if fields.get(b"sec-websocket-version") != "13":
         return problem(426, "version 13 of the WebSocket protocol is spoken here", (b"sec-websocket-version", b"13"))
@@ -88,9 +88,26 @@ async def _hear(socket: WebSocketConnection, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+def _words(value: str) -> set[str]:
+    """The words of a field that is a list (RFC 9110 §5.6.1), in lower case."""
+    return {word.strip().lower() for word in value.split(",")}
+
+
 def _head(request: h11.Request) -> bytes:
-    """The request again as octets, for who wants to read it himself."""
-    lines = [b"GET %b HTTP/1.1" % request.target, *(b"%b: %b" % field for field in request.headers.raw_items())]
+    """The request again as octets, for who wants to read it himself: what was judged is said in our words, and of the
+    client's own there is only the key, since anything else may be what its reader does not bear."""
+    lines = [
+        b"GET /events HTTP/1.1",
+        b"Host: localhost",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Version: 13",
+    ]
+    for name, value in request.headers:
+        if name == b"sec-websocket-key":
+            lines.append(b"Sec-WebSocket-Key: " + value)
+        if name == b"sec-websocket-protocol" and SUBPROTOCOL.encode() in map(bytes.strip, value.split(b",")):
+            lines.append(b"Sec-WebSocket-Protocol: " + SUBPROTOCOL.encode())
     return b"\r\n".join([*lines, b"", b""])
 
 

@@ -237,7 +237,7 @@ _EXAMPLES: MappingProxyType[str, str] = MappingProxyType(
         "next_hop": '"[mx.example.org]:25"',
         "level": '"secure"',
         "certificate": '"/etc/smtpguard/tls/fullchain.pem"',
-        "key": '"/etc/smtpguard/tls/key.pem"',
+        "key": '"/etc/smtpguard/tls/privkey.pem"',
         "require": '"tls"',
     }
 )

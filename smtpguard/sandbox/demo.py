@@ -121,12 +121,12 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where smtpguard listens, all on 127.0.0.1."""
+    """Where smtpguard listens, all on 127.0.0.1; `inbound` 0: not at all."""
 
     smtp: int
     lmtp: int
     admin: int
-    inbound: int
+    inbound: int = 0
 
 
 def configuration(internet: Internet, ports: Ports, state_dir: Path) -> str:

@@ -108,12 +108,10 @@ class LogSink:
             self._dropped += lines
 
     def _write(self) -> None:
-        """The writer thread: batches of what came in a tenth of a second, one write and flush each."""
+        """The writer thread: a line after a quiet while at once, then what comes in a tenth of a second together."""
         last = False
         while not last:
             batch = [self._queue.get()]
-            # One wake-up of this thread for many lines: each takes the interpreter from the sessions.
-            self._closing.wait(_COLLECTED_SECONDS)
             try:
                 while len(batch) < _LINES_A_WRITE:
                     batch.append(self._queue.get_nowait())
@@ -121,6 +119,8 @@ class LogSink:
                 pass
             last = batch[-1] is None
             self._write_lines(self._render(batch))
+            # One wake-up of this thread for many lines: each takes the interpreter from the sessions.
+            self._closing.wait(_COLLECTED_SECONDS)
 
     def _render(self, batch: list[tuple[datetime, Event] | None]) -> list[bytes]:
         lines = []

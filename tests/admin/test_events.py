@@ -147,6 +147,7 @@ async def test_a_filter_that_is_none(query: str, text: str) -> None:
         (get("/events"), 426, b"upgrade: websocket"),
         (handshake(Sec_WebSocket_Version="8"), 426, b"sec-websocket-version: 13"),
         (handshake(Sec_WebSocket_Key=""), 426, b"upgrade: websocket"),
+        (handshake(Connection="close"), 426, b"upgrade: websocket"),
         (handshake(Origin="https://evil.example"), 403, b"content-type"),
         (handshake(Origin="null"), 403, b"content-type"),
         (handshake(Origin="http://127.0.0.1:1"), 403, b"content-type"),
@@ -155,6 +156,14 @@ async def test_a_filter_that_is_none(query: str, text: str) -> None:
         (handshake(Origin="http://127.0.0.1"), 101, b"sec-websocket-accept"),
         (handshake(Host="LOCALHOST:9825", Origin="http://localhost:9825"), 101, b"sec-websocket-accept"),
         (handshake(Host="[::1]:9825"), 101, b"sec-websocket-accept"),
+        (handshake(Connection="keep-alive, Upgrade"), 101, b"sec-websocket-accept"),
+        (handshake(Sec_WebSocket_Extensions="\u00ff;,="), 101, b"sec-websocket-accept"),
+        (
+            handshake(Sec_WebSocket_Protocol="\u00ff, smtpguard.events"),
+            101,
+            b"sec-websocket-protocol: smtpguard.events",
+        ),
+        (handshake(Sec_WebSocket_Key="\u00ff"), 101, b"sec-websocket-accept"),
     ],
 )
 async def test_who_may_follow(octets: bytes, status: int, field: bytes) -> None:
@@ -164,6 +173,7 @@ async def test_who_may_follow(octets: bytes, status: int, field: bytes) -> None:
         assert answer.startswith(b"HTTP/1.1 %d " % status)
         assert field in answer.lower()
         assert b"alive" in await exchange(served.port, get("/healthz/live"))
+        assert served.events == []
 
 
 async def test_a_name_rebound_to_us_gets_nothing() -> None:

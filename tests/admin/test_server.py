@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from smtpguard.admin import server
 from smtpguard.admin.server import AdminServer, Status
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.events import DeliveryRefused, Event, InternalError
@@ -24,10 +25,10 @@ async def serving(status: Status = STATUS, *, metrics_only: bool = False) -> Asy
     history = History(Store.open(None, events.append), SYSTEM_CLOCK)
     history.emit(REFUSED)
     metrics = Metrics(SYSTEM_CLOCK, "1")
-    server = AdminServer(metrics, history, None, lambda: status, events.append, metrics_only=metrics_only)
+    admin = AdminServer(metrics, history, None, lambda: status, events.append, metrics_only=metrics_only)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.serve, listener)
+        nursery.start_soon(admin.serve, listener)
         yield listener.socket.getsockname()[1], events
         nursery.cancel_scope.cancel()
 
@@ -80,6 +81,38 @@ async def test_a_bug_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as (port, events):
         assert (await exchange(port, get("/metrics"))).startswith(b"HTTP/1.1 500 ")
         assert [type(event) for event in events] == [InternalError]
+        assert b"alive" in await exchange(port, get("/healthz/live"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (get("/metrics", "HEAD", "Content-Length: 5000\r\n") + b"x" * 5000, 413),
+        (get("/metrics", "HEAD", "Transfer-Encoding: chunked\r\n") + b"no chunk\r\n", 400),
+    ],
+    ids=["too big", "no chunk"],
+)
+async def test_a_head_that_cannot_be_read(request_: bytes, status: int) -> None:
+    """No body follows the answer to HEAD, whatever is wrong with it; anybody may send this to `metrics_bind`."""
+    async with serving(metrics_only=True) as (port, events):
+        head, _, body = (await exchange(port, request_)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert body == b""
+        assert b"alive" in await exchange(port, get("/healthz/live"))
+        assert events == []
+
+
+async def test_a_bug_beside_the_answer_costs_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on, and so does the mail: its tasks are the process's."""
+
+    def broken(*_: object, **__: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    async with serving() as (port, events):
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "_encode", broken)
+            assert await exchange(port, get("/metrics")) == b""
+        assert [event.error for event in events if isinstance(event, InternalError)] == ["RuntimeError('a bug')"]
         assert b"alive" in await exchange(port, get("/healthz/live"))
 
 

@@ -282,6 +282,7 @@ def test_listener_errors(files: Path, change: dict[str, str | None], error: str)
 
 
 def test_a_key_of_another_certificate(files: Path) -> None:
+    """STLS-01: refused at the start, so STARTTLS is never offered without a certificate."""
     (error,) = errors(files, {"key": '"{d}/two.key"'})
     assert error.startswith(f'{PLACE} certificate = "{files}/mx.pem": ')
     assert "two.key" in error
@@ -291,7 +292,7 @@ def test_a_pair_that_lacks_its_key_is_told_once(files: Path) -> None:
     assert errors(files, {"certificates": '[{certificate = "{d}/mx.pem"}]'}) == [
         (
             "[[listener.certificates]] 1 key: is missing and has no default; write for example key = "
-            '"/etc/smtpguard/tls/key.pem"'
+            '"/etc/smtpguard/tls/privkey.pem"'
         )
     ]
 

@@ -24,6 +24,15 @@ EXPRESSIONS = {**rule_expressions(), **dashboard_expressions()}
 FROM_THE_SCRAPE = {"job", "instance", "le", "alertname", "alertstate"}
 
 
+@pytest.mark.parametrize("directory", ["prometheus", "compose"])
+def test_prometheus_loads_the_alert_rules_and_not_their_tests(directory: str) -> None:
+    """compose mounts deploy/prometheus as /etc/prometheus/rules."""
+    text = (ROOT / "deploy" / directory / "prometheus.yml").read_text()
+    patterns = re.findall(r"[\w*./-]+\.yml", text.partition("rule_files:")[2].partition("scrape_configs:")[0])
+    loaded = [path for one in patterns for path in ALERTS.parent.glob(one.removeprefix("/etc/prometheus/rules/"))]
+    assert loaded == [ALERTS]
+
+
 def family_of(metric: str) -> Family | None:
     for family in Family:
         names = {family.metric}

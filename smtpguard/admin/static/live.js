@@ -201,7 +201,7 @@ async function refresh() {
   const [status, totals] = await Promise.all([ask("api/status"), ask("api/totals")]);
   show("token-form", false);
   const since = new Date(totals.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
-  setText(byId("about"), `version ${status.version} · ${number.format(status.sessions)} sessions open · counting since ${since}`);
+  setText(byId("about"), `version ${status.version} · ${number.format(status.sessions)} ${status.sessions === 1 ? "session" : "sessions"} open · counting since ${since}`);
   tellTrouble(status);
   tellNumbers("outbound", totals.outbound);
   tellNumbers("inbound", totals.inbound);
