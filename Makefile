@@ -12,7 +12,7 @@ demo: $(STAMP)
 
 ## test: everything that runs without other servers
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 ## check: what every commit passes
 check: $(STAMP) format lint types imports unit
@@ -30,7 +30,7 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 ## interop: real Postfix, unbound, knot, nginx (installs Debian packages; needs root)
 interop: $(STAMP)

@@ -10,10 +10,11 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import trio
 
 from smtpguard.sandbox import inbound
 from smtpguard.sandbox.client import Client
-from smtpguard.sandbox.conversation import Lost, listen, open_conversation, port_of
+from smtpguard.sandbox.conversation import Lost, open_conversation
 from smtpguard.sandbox.internet import (
     BROKEN,
     SIGNED,
@@ -215,10 +216,10 @@ class Rounds:
 
 async def run(rounds: Rounds, write: Callable[[str], object] = print, *, serves: bool = False) -> int:
     """The demo; `serves`: go on with traffic until interrupted.  0: every row of every round is as expected."""
-    with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name, ExitStack() as held:
         directory = Path(name)
         async with open_internet(directory, [case.site for case in CASES]) as internet:
-            ports = Ports(*[await _free_port() for _ in range(4)])
+            ports = Ports(*[held.enter_context(_held_port()) for _ in range(4)])
             inside = await inbound.Inside.start(internet.nursery, internet.certificates, ports.inbound)
             state_dir = directory / "state"
             state_dir.mkdir()
@@ -384,9 +385,14 @@ async def _is_ready(admin_port: int) -> bool:
         conversation.close()
 
 
-async def _free_port() -> int:
-    """A port that was free a moment ago: another process may take it first, and then smtpguard says so."""
-    listener = await listen("127.0.0.1", 0)
-    port = port_of(listener)
-    await listener.aclose()
-    return port
+@contextmanager
+def _held_port() -> Iterator[int]:
+    """A free port that the kernel gives to nobody else until the end of the block.
+
+    It is bound here and not listened on, so that smtpguard may (SO_REUSEADDR on both sides).
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        yield port

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import trio
 
 from smtpguard.sandbox import demo
+from smtpguard.sandbox.conversation import listen
 from smtpguard.sandbox.demo import Case, Result, Rounds, Row
 from smtpguard.sandbox.inbound import Attempt, InboundRow, Inside, Outcome
 from smtpguard.sandbox.internet import Attack, Publication, Site
@@ -102,6 +104,19 @@ async def nobody(*_: object) -> AsyncIterator[None]:
     yield
 
 
+async def test_a_held_port_is_for_smtpguard_alone() -> None:
+    """The kernel gives it to nobody who asks for any port, and a listener may open on it."""
+    with demo._held_port() as port:
+        listener = await listen("127.0.0.1", port)
+        with pytest.raises(OSError, match="in use"):
+            await listen("127.0.0.1", port)
+        await listener.aclose()
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", port))
+
+
 def test_unknown_option() -> None:
     done = subprocess.run([*DEMO, "--serf"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
@@ -143,7 +158,7 @@ async def test_interrupted_in_mid_round(tmp_path: Path, group: bool) -> None:
     """Exit 130 without a traceback; the temporary directory and smtpguard itself are gone."""
     async with started(tmp_path) as process:
         while not any(b"delivery_refused" in log.read_bytes() for log in tmp_path.glob("smtpguard-demo-*/log")):
-            assert process.poll() is None
+            assert process.poll() is None, await _all_of(process.stdout)
             await trio.sleep(0.02)
         (child,) = _children(process.pid)
         if group:

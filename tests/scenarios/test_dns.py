@@ -88,7 +88,7 @@ async def test_sts_does_not_rescue_a_bogus_tlsa(tmp_path: Path) -> None:
 
 async def test_tlsa_timeout(tmp_path: Path) -> None:
     """AF-15, DANE-07, OUT-13, RM-08: a signed host whose TLSA query gets no answer."""
-    async with open_rig(tmp_path, [Site(D, Publication.DANE_EE)]) as rig:
+    async with open_rig(tmp_path, [Site(D, Publication.DANE_EE)], dns_seconds=1) as rig:
         rig.internet.names.fail(rig.internet.tlsa_name(MX), Fault.DROP, "TLSA")
         assert f"451 4.7.5 [dane/tlsa-lookup] {MX}" in await outcome(rig)
         assert skipped(rig) == [(MX, "dane/tlsa-lookup", "tlsa", "tlsa-invalid", "dns-timeout")]
@@ -114,7 +114,7 @@ async def test_unsigned_host_is_not_asked_for_tlsa(
 @pytest.mark.parametrize(("fault", "status"), [(Fault.SERVFAIL, "servfail"), (Fault.DROP, "timeout")])
 async def test_mx_lookup_fails(tmp_path: Path, fault: Fault, status: str) -> None:
     """AF-17, DANE-05, MX-02, OUT-04: the domain waits, and no TLS result is told of it."""
-    async with open_rig(tmp_path, [Site(D, Publication.NOTHING)]) as rig:
+    async with open_rig(tmp_path, [Site(D, Publication.NOTHING)], dns_seconds=1) as rig:
         rig.internet.names.fail(D, fault, "MX")
         assert f"451 4.4.3 [dns/failure] {D}" in await outcome(rig)
         assert not rig.internet.hosts[D].mx.sessions

@@ -72,7 +72,7 @@ async def test_silent_policy_host(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("fault", "code"), [(Fault.SERVFAIL, "dns-servfail"), (Fault.DROP, "dns-timeout")])
 async def test_txt_failure_without_cache(tmp_path: Path, fault: Fault, code: str) -> None:
     """AF-23, CH-25, OUT-04, RM-10: deferred within the grace time."""
-    async with open_rig(tmp_path, [Site(D, Publication.STS_ENFORCE)]) as rig:
+    async with open_rig(tmp_path, [Site(D, Publication.STS_ENFORCE)], dns_seconds=1) as rig:
         rig.internet.names.fail(TXT, fault, "TXT")
         assert f"451 4.4.3 [sts/txt] {D}" in await outcome(rig)
         assert not rig.internet.hosts[D].mx.sessions

@@ -118,7 +118,7 @@ allow_destinations = ["127.0.0.0/8"]
 {outbound}
 [dns]
 resolvers = ["{resolver}"]
-timeout_seconds = 0.5
+timeout_seconds = {dns_seconds}
 attempts = 1
 [dns.canary]
 signed = "{signed}"
@@ -144,12 +144,13 @@ async def open_rig(
     store: Store | None = None,
     clock: Clock = SYSTEM_CLOCK,
     resolver: str = RESOLVER,
+    dns_seconds: float = 5.0,
     adjust: Callable[[Settings], Settings] = lambda settings: settings,
     watch: Emit = discard,
 ) -> AsyncIterator[Rig]:
     """The rig with these domains; `outbound` are lines of [outbound], `extra` further tables; `clock` is what
     smtpguard takes for the time (monotonic: Trio's); `adjust` changes what has no key in the file;
-    `watch` hears every event too."""
+    `dns_seconds` is how long an answer may take, much for all but who waits it out; `watch` hears every event too."""
     async with trio.open_nursery() as nursery:
         internet = await start(nursery, directory, sites, ttl_seconds=0, resolver=resolver)
         address, port = internet.resolver
@@ -161,6 +162,7 @@ async def open_rig(
                 resolver=f"{address}:{port}",
                 signed=SIGNED,
                 unsigned=UNSIGNED,
+                dns_seconds=dns_seconds,
                 broken=BROKEN,
                 policy_port=internet.policy_port,
                 ca_file=internet.ca_file,

@@ -60,7 +60,9 @@ def test_extension_found_and_duplicate_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "octets", [b"", b"\x30", b"garbage", LEAF.der[:-1], LEAF.der + b"\0", LEAF.spki, b"\x30\x80\0\0"]
+    "octets",
+    [b"", b"\x30", b"garbage", LEAF.der[:-1], LEAF.der + b"\0", LEAF.spki, b"\x30\x80\0\0"],
+    ids=["nothing", "half a header", "text", "cut off", "longer", "another structure", "no length"],
 )
 def test_garbage_is_a_typed_failure(octets: bytes) -> None:
     certificate = Certificate(octets)
