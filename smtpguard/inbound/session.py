@@ -73,6 +73,7 @@ class Session:
             cause = "handshake"
             self._service.gate.handshake_failed(self._client.address, self._listener.limits, self._clock.monotonic())
             self._record.handshake_failed(failed)
+            await self._wire.linger()  # so that the client reads the alert (STLS-09)
         except WireLost:
             cause = "lost"
         finally:

@@ -196,8 +196,7 @@ async def test_commands_behind_starttls_are_never_executed(tmp_path: Path, cut: 
         assert reply.code in (220, 554)
         if cut < 10:
             assert str(reply).startswith("554 5.5.0")
-        if reply.code == 554:
-            await hang_up(client)
+        await hang_up(client)
         (end,) = await closed(front)
         assert end.cause in ("refused", "handshake")
     assert front.mta.clients == []
@@ -261,6 +260,22 @@ async def test_too_many_connections(tmp_path: Path, limits: Limits, reply: str, 
         assert str(await third.reply()).startswith(reply)
         assert (await first.command("NOOP")).code == 250
     assert [event.limit for event in front.of(LimitHit)] == [limit]
+
+
+async def test_the_alert_of_a_failed_handshake_is_read(tmp_path: Path) -> None:
+    """STLS-09: also by a client that had sent more than the broken handshake, which a close would answer by a reset."""
+    async with open_front(tmp_path) as front:
+        client = await front.client()
+        assert (await client.command("STARTTLS")).code == 220
+        await client.conversation.send(b"\x16\x03\x01\x00\x04junk" + bytes(200_000))
+        heard = b""
+        with trio.fail_after(5):
+            while octets := await client.conversation.receive():
+                heard += octets
+        client.conversation.close()
+        await closed(front)
+    assert heard.startswith(b"\x15\x03")
+    assert heard[5:6] == b"\x02"  # fatal
 
 
 async def test_failed_handshakes_have_a_limit(tmp_path: Path) -> None:
