@@ -28,6 +28,7 @@ from smtpguard.app import run as run_app
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.config.build import Settings, load
 from smtpguard.config.startup import host_name_problem, state_directory_problem
+from smtpguard.dns.canary import CanaryState
 from smtpguard.engine import Engine, load_roots
 from smtpguard.events import discard
 from smtpguard.health import config_option, health
@@ -147,7 +148,9 @@ async def _probe_all(settings: Settings, domains: list[Domain | IpAddress], as_j
         with trio.move_on_after(_CANARY_SECONDS):
             await engine.canary_asked.wait()
         if not as_json:
-            click.echo(f"DNSSEC: {engine.resolver.validation.value} ({engine.canary.state.value})")
+            canary = engine.canary.state
+            said = "the canary has not answered" if canary is CanaryState.UNKNOWN else canary.value
+            click.echo(f"DNSSEC: {engine.resolver.validation.value} ({said})")
         async with trio.open_nursery() as nursery:
             for domain in domains:
                 nursery.start_soon(one, domain)
@@ -280,8 +283,11 @@ def sts_show(domain: str, config: Path) -> None:
 @click.argument("domain")
 @config_option
 def sts_refresh(domain: str, config: Path) -> None:
-    """Fetch the policy of DOMAIN now."""
-    click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/refresh")).decode())
+    """Fetch the policy of DOMAIN now.  Exit 1: it could not be fetched; a cached one still holds."""
+    result = _ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/refresh")
+    click.echo(msgspec.json.encode(result).decode())
+    if isinstance(result, dict) and result.get("result") in ("cached", "unavailable"):
+        sys.exit(1)
 
 
 @sts.command("forget")

@@ -123,6 +123,9 @@ def test_a_life(config: Path, tmp_path: Path) -> None:
         assert smtpguard("explain", "unknown.example", "--config", config).returncode == 1
         listed = smtpguard("sts", "list", "--config", config)
         assert (listed.returncode, listed.stderr) == (0, "0 policies\n")
+        fetched = smtpguard("sts", "refresh", "nowhere.example", "--config", config)
+        assert fetched.returncode == 1, fetched.stdout
+        assert json.loads(fetched.stdout)["result"] == "unavailable"
         good = config.read_text()
         assert process.stdout is not None
         for text_, stage in ((good + "[mtasts]\nenabled = 7\n", "reload_failed"), (good, "reloaded")):

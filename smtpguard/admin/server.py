@@ -23,8 +23,9 @@ from smtpguard.admin.page import load_page
 from smtpguard.admin.stream import send_events, upgrade_problem
 from smtpguard.clock import Clock
 from smtpguard.events import Emit, InternalError
-from smtpguard.mtasts.cache import StsCache
+from smtpguard.mtasts.cache import StsCache, StsEvidence
 from smtpguard.mtasts.entries import Entry
+from smtpguard.mtasts.parse import StsPolicy, StsUnavailable
 from smtpguard.names import NameInvalid, parse_domain
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.reasons import printable
@@ -275,7 +276,7 @@ class AdminServer:
         except NameInvalid as error:
             return problem(400, str(error))
         if method == "POST" and action == "refresh":
-            return Answer(200, JSON, msgspec.json.encode(_plain(await self._sts.refresh(domain))))
+            return Answer(200, JSON, msgspec.json.encode(_refreshed(await self._sts.refresh(domain))))
         if method == "POST" and action == "forget":
             return Answer(200, JSON, msgspec.json.encode({"forgotten": self._sts.forget(domain)}))
         if method in ("GET", "HEAD") and not action:
@@ -286,11 +287,16 @@ class AdminServer:
         return problem(405, "POST /api/sts/DOMAIN/refresh or /forget, GET /api/sts/DOMAIN")
 
 
-def _plain(result: object) -> dict[str, object]:
-    """What a refresh came to, as JSON would have it."""
-    if result is None:
-        return {"result": "no policy"}
-    return {"result": type(result).__name__, "detail": str(getattr(result, "detail", ""))}
+def _refreshed(result: StsEvidence) -> dict[str, object]:
+    """What a refresh came to: fetched; cached (the fetch failed, and the policy we have holds); none (nothing is
+    announced); unavailable."""
+    match result:
+        case StsPolicy():
+            word = "cached" if result.stale else "fetched"
+            return {"result": word, "mode": result.mode.value, "detail": result.failure_code}
+        case StsUnavailable():
+            return {"result": "unavailable", "reason": result.code.token, "detail": printable(result.detail)}
+    return {"result": "none"}
 
 
 def _policy(entry: Entry) -> dict[str, object]:

@@ -310,10 +310,6 @@ class ServerDialogue:
                 self._phase = _Phase.HANDSHAKE
 
 
-def _has_open_mail(group: list[Slot]) -> bool:
-    return any(isinstance(slot.command, Mail) and slot.reply is None for slot in group)
-
-
 def _talks_early(slot: Slot) -> bool:
     """May nothing follow this command before its reply was seen?  (EXT-24)
 

@@ -17,12 +17,11 @@ from smtpguard.inbound.upstream import Step
 from smtpguard.mtasts.parse import Mode
 from smtpguard.policy.model import Authentication
 from smtpguard.reasons import ReasonCode
+from smtpguard.telemetry.outcomes import OTHER, RELAYED_4XX, RELAYED_5XX
 from smtpguard.tls.outcome import TlsVersion
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-OTHER = "other"
-"""In place of a word that the label does not take."""
 NONE = "none"
 """In place of no word."""
 WORDS_A_LABEL = 64
@@ -63,7 +62,6 @@ class Label:
 
 
 REFUSING = tuple(code.token for code in ReasonCode if code.reply_code >= 400)
-RELAYED_4XX, RELAYED_5XX = "relayed/4xx", "relayed/5xx"
 MTA_STATES = ("starting", "ready", "down", "refused", "open_relay")
 DNSSEC_STATES = ("off", "untrusted", *(state.value for state in CanaryState))
 CANARY_VERDICTS = ("none", "validates", "contradicts", "unreachable")

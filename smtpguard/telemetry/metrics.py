@@ -55,7 +55,8 @@ from smtpguard.events import (
     TlsFacts,
     Violation,
 )
-from smtpguard.telemetry.families import REFUSING, RELAYED_4XX, RELAYED_5XX, Family, Label
+from smtpguard.telemetry.families import REFUSING, Family, Label
+from smtpguard.telemetry.outcomes import RELAYED_4XX, RELAYED_5XX, refusal_reason
 from smtpguard.telemetry.state import READ_FAMILIES, State, StateCollector
 
 # Whether the configuration in force is the one in the file.
@@ -142,11 +143,7 @@ class Metrics:
         self._observe(Family.DELIVERY_DURATION, event.seconds)
 
     def _refused(self, event: DeliveryRefused) -> None:
-        reason = event.reason
-        if not reason and event.relayed:
-            # The next hop's own words are its own; the class says whether the mail comes again.
-            reason = RELAYED_5XX if event.reply.startswith("5") else RELAYED_4XX
-        self._count(Family.REFUSALS, event.direction, reason)
+        self._count(Family.REFUSALS, event.direction, refusal_reason(event))
 
     def _host_opened(self, event: HostOpened) -> None:
         self._count(Family.HOSTS_OPENED, "true" if event.reused else "false")

@@ -32,13 +32,15 @@ OUTCOMES: Final = ("delivered", "deferred", "refused", "lost")
 """`lost`: the final reply was, and nobody knows (FinalReplyLost)."""
 
 OTHER: Final = "other"
+"""In place of a word that is none of ours."""
+RELAYED_4XX, RELAYED_5XX = "relayed/4xx", "relayed/5xx"
 _OUTBOUND = (TlsFacts, Delivered, DnsLookup, DnssecState, StsEvent, RuleWarning, IdentityWarning)
 _INBOUND = (InboundTls, LimitHit, MtaFailure, MtaState, RuleShadowed, CertificateEvent)
 _TEXTS = MappingProxyType({code.token: (code.text, code.advice) for code in ReasonCode})
 _RELAYED = MappingProxyType(
     {
-        "relayed/4xx": "deferred by the receiving server itself",
-        "relayed/5xx": "refused by the receiving server itself",
+        RELAYED_4XX: "deferred by the receiving server itself",
+        RELAYED_5XX: "refused by the receiving server itself",
     }
 )
 
@@ -80,7 +82,7 @@ def refusal_reason(event: DeliveryRefused | MessageRelayed) -> str:
     whatever a peer says."""
     if event.reason:
         return event.reason if event.reason in _TEXTS else OTHER
-    return "relayed/5xx" if event.reply.startswith("5") else "relayed/4xx"
+    return RELAYED_5XX if event.reply.startswith("5") else RELAYED_4XX
 
 
 def explain_reason(token: str) -> tuple[str, str]:

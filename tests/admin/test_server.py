@@ -3,6 +3,8 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import trio
@@ -10,8 +12,12 @@ import trio
 from smtpguard.admin import server
 from smtpguard.admin.server import AdminServer, Status
 from smtpguard.clock import SYSTEM_CLOCK
-from smtpguard.events import DeliveryRefused, Event, InternalError
+from smtpguard.events import DeliveryRefused, Event, InternalError, discard
+from smtpguard.mtasts.cache import StsCache, StsEvidence
+from smtpguard.mtasts.parse import Mode, NoSts, StsPolicy, StsUnavailable
 from smtpguard.mtasts.store import Store
+from smtpguard.names import Domain, parse_domain
+from smtpguard.reasons import ReasonCode
 from smtpguard.telemetry.history import History
 from smtpguard.telemetry.metrics import Metrics
 
@@ -162,3 +168,35 @@ async def test_what_other_hosts_reach_is_metrics_and_health_alone() -> None:
             assert b"a.example" not in answer
         assert (await exchange(port, get("/metrics", "POST"))).startswith(b"HTTP/1.1 405 ")
         assert (await exchange(port, get("/api/sts/a.example/forget", "POST"))).startswith(b"HTTP/1.1 404 ")
+
+
+STS = StsPolicy(parse_domain("a.example"), "1", Mode.ENFORCE, 86400, ())
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (STS, {"result": "fetched", "mode": "enforce", "detail": ""}),
+        (
+            replace(STS, stale=True, failure_code="http-500"),
+            {"result": "cached", "mode": "enforce", "detail": "http-500"},
+        ),
+        (NoSts(), {"result": "none"}),
+        (
+            StsUnavailable(ReasonCode.DNS_FAILURE, "no answer\x1b", "dns"),
+            {"result": "unavailable", "reason": "dns/failure", "detail": "no answer?"},
+        ),
+    ],
+)
+async def test_what_a_refresh_came_to(found: StsEvidence, told: dict[str, str]) -> None:
+    """In words of our own, so that `sts refresh` knows whether it failed."""
+
+    class Cache:
+        async def refresh(self, domain: Domain) -> StsEvidence:
+            assert domain == "a.example"
+            return found
+
+    history = History(Store.open(None, discard), SYSTEM_CLOCK)
+    admin = AdminServer(Metrics(SYSTEM_CLOCK, "1"), history, cast("StsCache", Cache()), lambda: STATUS, discard)
+    answer = await admin.answer("POST", "/api/sts/a.example/refresh", {})
+    assert (answer.status, json.loads(answer.body)) == (200, told)

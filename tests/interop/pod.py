@@ -186,7 +186,7 @@ bind = ["127.0.0.1:10025", "[::1]:10025"]
 intercept = true
 [[listener]]
 role = "outbound"
-bind = ["127.0.0.1:10026", "[::1]:10026"]
+bind = ["127.0.0.1:10024", "[::1]:10024"]
 intercept = true
 intercept_by = "tproxy"
 clients = ["11.2.0.0/24", "2a00:2::/64"]

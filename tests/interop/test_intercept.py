@@ -119,10 +119,10 @@ def test_a_direct_connection_is_refused(pod: Pod, address: str) -> None:
     refused = "421 4.3.5 [intercept/not-redirected] "
     with pod.network.entered():
         assert greeting(address, 10025).startswith(refused)
-        assert greeting(address, 10026).startswith(refused)
+        assert greeting(address, 10024).startswith(refused)
     for rules in (*RULES, "tproxy"):
         with pod.redirected(rules), pod.network.entered():
-            assert greeting(address, 10026 if rules == "tproxy" else 10025).startswith(refused)
+            assert greeting(address, 10024 if rules == "tproxy" else 10025).startswith(refused)
 
 
 def test_local_mail_is_not_redirected(pod: Pod) -> None:
