@@ -8,7 +8,6 @@
 The MTAs behind trust 127.0.0.0/8, from where smtpguard comes: whoever is not told apart from it may relay.
 """
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +21,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from smtpguard.sandbox.certificates import tlsa
 from tests.interop import zones
 from tests.interop.namespace import own_network
-from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, spawn_exim, spawn_opensmtpd, wait_for
+from tests.interop.processes import (
+    Postfix,
+    Smtpguard,
+    end,
+    lab_directory,
+    messages_in,
+    spawn,
+    spawn_exim,
+    spawn_opensmtpd,
+    wait_for,
+)
 from tests.interop.zones import KNOT, UNBOUND, Zone
 from tests.support.certificates import Issued, authority, issue
 
@@ -51,13 +60,7 @@ class InboundLab:
 
     def delivered(self, marker: bytes) -> list[bytes]:
         """The messages in the mailboxes of the MTAs that hold `marker`."""
-        found = []
-        boxes = ("mail/all/new/*", "exim/mail/new/*", "osmtpd/mail/new/*")
-        for path in (path for box in boxes for path in self.directory.glob(box)):
-            octets = path.read_bytes()
-            if marker in octets:
-                found.append(octets)
-        return found
+        return messages_in(self.directory, marker)
 
     @contextmanager
     def second(self, listeners: str) -> Iterator[Smtpguard]:
@@ -91,34 +94,21 @@ class InboundLab:
 @contextmanager
 def open_inbound_lab() -> Iterator[InboundLab]:
     """Build, start and at the end stop everything.  Root only, as the other lab."""
-    assert os.geteuid() == 0, "the interop tests make a network namespace and start Postfix: run them as root"
-    directory = Path(run("mktemp", "-d", "/var/tmp/smtpguard-inbound.XXXXXX").strip())
-    directory.chmod(0o755)
-    now = datetime.now(UTC)
-    valid = {"not_before": now - timedelta(days=1), "not_after": now + timedelta(days=89)}
-    root = authority("Lab Root", key_cert_sign=True, **valid)
-    names = ["mx.in.test", "exim.in.test", "osmtpd.in.test"]
-    shown = issue(
-        names[0],
-        authority("Lab Issuer", root, key_cert_sign=True, **valid),
-        dns=names,
-        purposes=[ExtendedKeyUsageOID.SERVER_AUTH],
-        **valid,
-    )
-    pem_file, trust_file = directory / "mx.pem", directory / "root.pem"
-    pem_file.touch(mode=0o600)
-    pem_file.write_bytes(shown.key_pem + shown.chain_pem)
-    trust_file.write_bytes(root.pem)
-    lab = InboundLab(
-        directory,
-        Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log"),
-        Postfix(directory / "postfix", protocols="all"),
-        Postfix(directory / "sender", "127.25.1.1", UNBOUND),
-        trust_file,
-        pem_file,
-    )
     addresses = [f"{address}/32" for address in (MX, EXIM_MX, OPENSMTPD_MX, CLIENT)] + [f"{MX6}/128", f"{CLIENT6}/128"]
-    with own_network(*addresses):
+    with lab_directory("inbound") as directory, own_network(*addresses):
+        root, shown = _certificates()
+        pem_file, trust_file = directory / "mx.pem", directory / "root.pem"
+        pem_file.touch(mode=0o600)
+        pem_file.write_bytes(shown.key_pem + shown.chain_pem)
+        trust_file.write_bytes(root.pem)
+        lab = InboundLab(
+            directory,
+            Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log"),
+            Postfix(directory / "postfix", protocols="all"),
+            Postfix(directory / "sender", "127.25.1.1", UNBOUND),
+            trust_file,
+            pem_file,
+        )
         try:
             _start(lab, shown)
             yield lab
@@ -128,7 +118,16 @@ def open_inbound_lab() -> Iterator[InboundLab]:
             for postfix in (lab.sender, lab.postfix):
                 postfix.stop()
             end(lab.processes)
-            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _certificates() -> tuple[Issued, Issued]:
+    """The root and the server's own, 90 days long as sslyze wants it."""
+    now = datetime.now(UTC)
+    valid = {"not_before": now - timedelta(days=1), "not_after": now + timedelta(days=89)}
+    root = authority("Lab Root", key_cert_sign=True, **valid)
+    issuer = authority("Lab Issuer", root, key_cert_sign=True, **valid)
+    names = ["mx.in.test", "exim.in.test", "osmtpd.in.test"]
+    return root, issue(names[0], issuer, dns=names, purposes=[ExtendedKeyUsageOID.SERVER_AUTH], **valid)
 
 
 def _start(lab: InboundLab, shown: Issued) -> None:

@@ -6,7 +6,6 @@
 All of it lives in a network namespace of its own and in one temporary directory.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,17 @@ from pathlib import Path
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
 from tests.interop.namespace import BLACK_HOLE, own_network
-from tests.interop.processes import Postfix, Smtpguard, end, run, spawn, spawn_exim, spawn_opensmtpd, wait_for
+from tests.interop.processes import (
+    Postfix,
+    Smtpguard,
+    end,
+    lab_directory,
+    messages_in,
+    spawn,
+    spawn_exim,
+    spawn_opensmtpd,
+    wait_for,
+)
 from tests.interop.zones import KNOT, UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "postfix"
@@ -68,13 +77,7 @@ class Lab:
 
     def delivered(self, marker: bytes) -> list[bytes]:
         """The messages in the receivers' mailboxes that hold `marker`."""
-        found = []
-        boxes = ("mail/all/new/*", "exim/mail/new/*", "osmtpd/mail/new/*")
-        for path in (path for box in boxes for path in self.directory.glob(box)):
-            octets = path.read_bytes()
-            if marker in octets:
-                found.append(octets)
-        return found
+        return messages_in(self.directory, marker)
 
     def clean(self) -> None:
         """After each test: no mail on the way, smtpguard as at the start."""
@@ -91,22 +94,18 @@ class Lab:
 @contextmanager
 def open_lab() -> Iterator[Lab]:
     """Build, start and at the end stop everything.  Root only: namespaces, port 25 and Postfix need it."""
-    assert os.geteuid() == 0, "the interop tests make a network namespace and start Postfix: run them as root"
-    directory = Path(run("mktemp", "-d", "/var/tmp/smtpguard-lab.XXXXXX").strip())
-    directory.chmod(0o755)
-    senders = {
-        name: Postfix(directory / f"sender-{name}", f"127.25.1.{number}", UNBOUND)
-        for number, name in enumerate(VARIANTS, 1)
-    }
-    guard = Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log")
-    lab = Lab(directory, guard, Postfix(directory / "receiver"), senders)
-    with own_network():
+    with lab_directory("lab") as directory, own_network():
+        senders = {
+            name: Postfix(directory / f"sender-{name}", f"127.25.1.{number}", UNBOUND)
+            for number, name in enumerate(VARIANTS, 1)
+        }
+        guard = Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log")
+        lab = Lab(directory, guard, Postfix(directory / "receiver"), senders)
         try:
             _start(lab)
             yield lab
         finally:
             _stop(lab)
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _stop(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
 from tests.interop.namespace import Network, own_network
 from tests.interop.path import Ear
-from tests.interop.processes import Postfix, Smtpguard, run, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, wait_for
 from tests.interop.zones import UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "interception"
@@ -48,8 +48,7 @@ class Pod:
 
     def delivered(self, marker: str) -> list[bytes]:
         """The messages in the receivers' mailbox that hold `marker`."""
-        found = [path.read_bytes() for path in (self.directory / "mail").glob("all/new/*")]
-        return [octets for octets in found if marker.encode() in octets]
+        return messages_in(self.directory, marker.encode())
 
     @contextmanager
     def heard(self) -> Iterator[Ear]:
@@ -99,14 +98,11 @@ def _rules(by: str) -> list[tuple[str, str]]:
 @contextmanager
 def open_pod() -> Iterator[Pod]:
     """Build, start and at the end stop everything.  Root only."""
-    assert os.geteuid() == 0, "the interop tests make network namespaces and start Postfix: run them as root"
-    directory = Path(run("mktemp", "-d", "/var/tmp/smtpguard-pod.XXXXXX").strip())
-    directory.chmod(0o755)
     # The test's Python may stand where only root reads; TPROXY needs CAP_NET_ADMIN.  REDIRECT needs nothing.
     capabilities = "+dac_read_search,+net_admin"
     prefix = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     prefix = (*prefix, f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}")
-    with own_network():
+    with lab_directory("pod") as directory, own_network():
         pod = Pod(
             directory,
             Network(),
@@ -121,7 +117,6 @@ def open_pod() -> Iterator[Pod]:
             yield pod
         finally:
             _stop(pod)
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _stop(pod: Pod) -> None:
@@ -129,14 +124,7 @@ def _stop(pod: Pod) -> None:
         pod.smtpguard.stop()
     pod.sender.stop()
     pod.receiver.stop()
-    for process in pod.processes:
-        process.terminate()
-    for process in pod.processes:
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    end(pod.processes)
     pod.network.close()
     pod.client.close()
 

@@ -1,6 +1,7 @@
 """The programs of the lab as child processes: run to the end, waited for, or kept."""
 
 import http.client
+import os
 import re
 import shlex
 import shutil
@@ -36,6 +37,25 @@ def run(*command: str | Path) -> str:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def lab_directory(name: str) -> Iterator[Path]:
+    """A directory for a lab's files, which every user may enter; gone at the end.  Root only, as what lives there."""
+    assert os.geteuid() == 0, "the interop tests make network namespaces and start Postfix: run them as root"
+    directory = Path(run("mktemp", "-d", f"/var/tmp/smtpguard-{name}.XXXXXX").strip())
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def messages_in(directory: Path, marker: bytes) -> list[bytes]:
+    """The messages in the mailboxes of a lab's MTAs that hold `marker`."""
+    boxes = ("mail/all/new/*", "exim/mail/new/*", "osmtpd/mail/new/*")
+    found = [path.read_bytes() for box in boxes for path in directory.glob(box)]
+    return [octets for octets in found if marker in octets]
 
 
 def spawn(
