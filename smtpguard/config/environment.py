@@ -51,8 +51,8 @@ def overrides(environ: Mapping[str, str]) -> tuple[dict[str, str], list[ConfigEr
         if not name.startswith(_PREFIX) or name == _CONFIG or _SERVICE_LINK.fullmatch(name):
             continue
         if name in VARIABLES:
-            if value.strip():
-                found[name] = value.strip()
+            if text := value.strip(" \t\r\n," if name in _LISTS else None):
+                found[name] = text
             continue
         close = difflib.get_close_matches(name, VARIABLES, 1, cutoff=0.8)
         known = f"did you mean {close[0]}?" if close else f"they are {_CONFIG}, {', '.join(VARIABLES)}"

@@ -259,8 +259,8 @@ def read(path: Path, found: Mapping[str, str] = _NOTHING) -> tuple[File | None, 
         return None, [ConfigError(name, "", "", "", f"cannot be read: {error.strerror}{_ELSEWHERE}")]
     except UnicodeDecodeError as error:
         return None, [ConfigError(name, "", "", "", f"must be UTF-8: octet {error.start} is not")]
-    except tomllib.TOMLDecodeError as error:
-        return None, [ConfigError(name, "", "", "", f"is not TOML: {error}")]
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or thousands of brackets
+        return None, [ConfigError(name, "", "", "", f"is not TOML: {printable(str(error))}")]
     environment.apply(found, raw)
     errors: list[ConfigError] = []
     return _table(File, raw, name, "", "", errors), errors

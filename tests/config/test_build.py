@@ -144,6 +144,8 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_not_toml_not_there_not_utf8(tmp_path: Path) -> None:
     assert errors(tmp_path, "hostname = ") == ["is not TOML: Invalid value (at end of document)"]
+    assert errors(tmp_path, f"drain_seconds = 1{'0' * 5000}")[0].startswith("is not TOML: Exceeds the limit")
+    assert errors(tmp_path, f"drain_seconds = {'[' * 100_000}")[0].startswith("is not TOML: ")
     missing = load(tmp_path / "missing.toml")
     assert isinstance(missing, list)
     assert str(missing[0]).endswith(

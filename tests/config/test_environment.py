@@ -87,6 +87,14 @@ def test_errors_name_the_variable(tmp_path: Path, name: str, value: str, error: 
         assert found.startswith(f"environment: {name}")
 
 
+def test_a_list_without_entries_counts_as_not_set(tmp_path: Path) -> None:
+    """A template that joins nothing with commas must not empty what the file says."""
+    for value in (",", " , ,"):
+        found = loaded(tmp_path, NAME | {"SMTPGUARD_OWN_ADDRESSES": value})
+        assert isinstance(found, Settings), found
+        assert {str(address) for address in found.outbound.addresses.own_addresses} == {"203.0.113.1"}
+
+
 def test_unknown_names_are_told_with_an_unreadable_file(tmp_path: Path) -> None:
     found = load(tmp_path / "none.toml", {"SMTPGUARD_X": "1"})
     assert isinstance(found, list)
