@@ -23,6 +23,7 @@ from smtpguard.admin.live import Feed
 from smtpguard.admin.server import AdminServer, Live, Status
 from smtpguard.clock import SYSTEM_CLOCK, Clock, Ids
 from smtpguard.config.build import Settings, load
+from smtpguard.config.restart import needs_restart
 from smtpguard.config.startup import state_directory_problem, unusable_state_directory
 from smtpguard.dns.resolver import Validation
 from smtpguard.engine import Engine
@@ -37,7 +38,6 @@ from smtpguard.events import (
     discard,
 )
 from smtpguard.inbound.service import Inbound
-from smtpguard.inbound.settings import InboundListener
 from smtpguard.mtasts.store import Store
 from smtpguard.net.accept import serve
 from smtpguard.net.endpoint import Endpoint
@@ -53,7 +53,6 @@ from smtpguard.net.listen import (
 from smtpguard.net.sessions import Sessions
 from smtpguard.outbound.identity import identity_problems
 from smtpguard.outbound.intake import INTERNAL, Intake
-from smtpguard.outbound.settings import OutboundListener
 from smtpguard.reasons import printable
 from smtpguard.telemetry.history import History
 from smtpguard.telemetry.log import LogSink
@@ -275,7 +274,7 @@ class Application:
         return replace(
             with_inbound(self._engine.state(), self._inbounds),
             ready=self.status().ready,
-            restart_needed=bool(_needs_restart(self._started_with, self.settings)),
+            restart_needed=bool(needs_restart(self._started_with, self.settings)),
             log_lines_dropped=self._log.dropped,
         )
 
@@ -347,7 +346,7 @@ class Application:
             if (listener := inbound_by_binds.get(inbound.listener.binds)) is not None:
                 inbound.reload(listener)
         self.settings = new
-        changed = _needs_restart(self._started_with, new)
+        changed = needs_restart(self._started_with, new)
         return f"needs a restart to take effect: {', '.join(changed)}" if changed else ""
 
     def _open_store(self) -> Store:
@@ -370,32 +369,6 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _by_binds(settings: Settings) -> dict[tuple[Bind, ...], OutboundListener | InboundListener]:
-    both: list[OutboundListener | InboundListener] = [*settings.listeners, *settings.inbound]
-    return {listener.binds: listener for listener in both}
-
-
-def _needs_restart(running: Settings, new: Settings) -> list[str]:
-    """What differs from what runs and is not taken over."""
-    running_binds = _by_binds(running)
-    new_binds = _by_binds(new)
-    same_sessions = all(
-        new_binds[binds].max_connections == listener.max_connections
-        for binds, listener in running_binds.items()
-        if binds in new_binds
-    )
-    places = (
-        ("the binds of [[listener]]", running_binds.keys() == new_binds.keys()),
-        ("max_sessions of [[listener]]", same_sessions),
-        ("[dns]", running.resolver == new.resolver and running.canary == new.canary),
-        ("[mtasts]", running.sts == new.sts and running.sts_port == new.sts_port),
-        ("[admin]", running.admin == new.admin and running.metrics == new.metrics),
-        ("[log]", running.log == new.log),
-        ("state_dir", running.state_dir == new.state_dir),
-    )
-    return [place for place, same in places if not same]
 
 
 def _open(closing: ExitStack, binds: Sequence[Bind], inherited: Sequence[InheritedSocket]) -> list[socket.socket]:
