@@ -77,6 +77,7 @@ async def test_one_gibibyte_to_ten_next_hops(tmp_path: Path) -> None:
             broken="broken.canary",
             policy_port=443,
             ca_file="",
+            dns_seconds=5,
             outbound="",
             extra="",
         ).replace('bind = ["127.0.0.1:0"]\nprotocol = "lmtp"', f'bind = ["unix:{socket_path}"]\nprotocol = "lmtp"')
