@@ -61,6 +61,11 @@ def booted(engine: Engine, installed: Image, directory: Path) -> Iterator[Contai
             raise Failed(f"{failed}\n{container.run('journalctl --no-pager --lines=25')}") from failed
 
 
+def journal(container: Container) -> str:
+    """What the unit said.  smtpguard's log and the journal are written a moment after what they tell of."""
+    return container.run("journalctl --sync; journalctl --no-pager -u smtpguard")
+
+
 def is_up(container: Container) -> bool:
     try:
         return container.run("systemctl is-system-running || true").strip() in ("running", "degraded")
@@ -107,13 +112,13 @@ def test_the_page_leads_to_mail(engine: Engine, installed: Image, network: None,
                 assert (await delivered(internet, "dane.example")).startswith("250 ")
                 assert container.run("systemctl show -p MainPID --value smtpguard") != before
                 container.run("systemctl reload smtpguard")
-                assert "stage=reloaded" in container.run("journalctl --no-pager -u smtpguard")
+                wait_for("its word of the reload", lambda: "stage=reloaded" in journal(container))
                 # Watched by nobody else: state is kept where StateDirectory says, and owned by the user of the unit.
                 assert "smtpguard.db" in container.run("ls /var/lib/private/smtpguard")
                 container.run("systemctl stop smtpguard")
-                log = container.run("journalctl --no-pager -u smtpguard")
-                assert log.rstrip().endswith("a TLS-enforcing SMTP proxy in front of the MTA.")
-                assert "Failed" not in log
+                wait_for("its last word", lambda: journal(container).count("stage=stopped") == 2)
+                assert "Failed" not in journal(container)
+                assert "Stopped smtpguard.service" in journal(container)
 
     trio.run(story)
 
