@@ -149,6 +149,7 @@ class Application:
                 _endpoint(sock) for socks in (admin, metrics, *(socks for _, socks in bound)) for sock in socks
             )
             self.emit(Lifecycle(stage="started", detail=f"smtpguard {__version__}"))
+            self._warn()
             closing.callback(self.emit, Lifecycle(stage="stopped"))
             with trio.open_signal_receiver(*_SIGNALS) as signals:
                 async with trio.open_nursery() as services:
@@ -168,6 +169,11 @@ class Application:
         """The very end: what was learnt goes to the disk, and the log last of all."""
         self._store.close()
         self._log.close(_LOG_FLUSH_SECONDS)
+
+    def _warn(self) -> None:
+        """Of the rules, what check-config warns of."""
+        for warning in self.settings.rule_warnings(self._clock.now().date()):
+            self.emit(warning)
 
     async def _check_identities(self) -> None:
         for listener in self.settings.listeners:
@@ -331,6 +337,7 @@ class Application:
         else:
             if isinstance(found, Settings):
                 self.emit(Lifecycle(stage="reloaded", detail=self._take_over(found)))
+                self._warn()
             else:
                 for wrong in found:
                     self.emit(ReloadFailed(detail=printable(str(wrong), _DETAIL)))

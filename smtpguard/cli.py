@@ -84,11 +84,9 @@ def check_config(config: Path) -> None:
         problems.append(str(error))
     if problem := state_directory_problem(settings.state_dir):
         problems.append(problem)
-    today = SYSTEM_CLOCK.now().date()
-    for warning in settings.outbound.rules.warnings(today):
-        click.echo(f"warning: policy {warning.rule}: {warning.detail}", err=True)
-    for warning in settings.inbound[0].rules.warnings(today) if settings.inbound else ():  # all have the same rules
-        click.echo(f"warning: inbound policy {warning.rule}: {warning.detail}", err=True)
+    for warning in settings.rule_warnings(SYSTEM_CLOCK.now().date()):
+        table = "policy" if warning.direction == "outbound" else "inbound policy"
+        click.echo(f"warning: {table} {warning.rule}: {warning.detail}", err=True)
     served = [one.certificates.warnings for one in settings.inbound if one.certificates is not None]
     for text in dict.fromkeys(text for texts in served for text in texts):
         click.echo(f"warning: {text}", err=True)

@@ -271,6 +271,7 @@ class RuleWarning(Event):
 
     name: ClassVar[str] = "rule_warning"
     severity: ClassVar[Severity] = "warning"
+    direction: Direction
     rule: str
     domain: str
     kind: str

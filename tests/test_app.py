@@ -18,7 +18,7 @@ from smtpguard.app import Application, StartFailed
 from smtpguard.clock import SYSTEM_CLOCK
 from smtpguard.config.build import Settings, load
 from smtpguard.config.findings import ConfigError
-from smtpguard.events import Event, InternalError, Lifecycle, ListenerBound, ReloadFailed, SessionClosed
+from smtpguard.events import Event, InternalError, Lifecycle, ListenerBound, ReloadFailed, RuleWarning, SessionClosed
 from tests.support.follower import following
 
 CONFIG = """
@@ -36,6 +36,19 @@ timeout_seconds = 0.2
 attempts = 1
 [admin]
 bind = "unix:{directory}/admin.sock"
+"""
+INBOUND = """
+[[listener]]
+role = "inbound"
+name = "mx"
+bind = ["127.0.0.1:0"]
+upstream = "127.0.0.1:1"
+pass_client = "proxy-v2"
+tls = "none"
+[[inbound_policy]]
+recipient_domain = "bank.example"
+require = "tls"
+expires = 2020-01-01
 """
 OPEN_SECONDS = 4.0
 
@@ -308,6 +321,25 @@ async def test_a_good_file_is_taken_over_at_once(config: Path) -> None:
         slots = application._engine.services.slots
         assert slots.try_take(["a.example"])
         assert not slots.try_take(["a.example"])
+
+
+async def test_doubtful_rules_are_told_at_the_start_and_after_a_reload(config: Path) -> None:
+    """What check-config warns of, in the log, too: who mounts a file into a container never calls check-config."""
+    expired = '[[policy]]\ndomain = "old.example"\nlevel = "encrypt"\nexpires = 2020-01-01\n'
+    config.write_text(config.read_text() + expired + INBOUND)
+    async with running(config) as (_, watch):
+
+        def told() -> list[tuple[str, str, str]]:
+            return [(e.direction, e.rule, e.kind) for e in watch.events if isinstance(e, RuleWarning)]
+
+        assert told() == [
+            ("outbound", "old.example", "expired"),
+            ("inbound", "recipient domain bank.example", "expired"),
+        ]
+        config.write_text(config.read_text().replace(expired, ""))
+        os.kill(os.getpid(), signal.SIGHUP)
+        await watch.stage("reloaded")
+        assert len(told()) == 3
 
 
 async def test_what_needs_a_restart_is_told_until_it_comes(config: Path, tmp_path: Path) -> None:

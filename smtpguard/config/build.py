@@ -7,6 +7,7 @@ they are put together, and what no part can see alone is looked at.
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 from smtpguard.config import environment, listeners
@@ -20,6 +21,7 @@ from smtpguard.config.schema import AdminTable, File, MtaStsTable, read
 from smtpguard.config.token import read_token
 from smtpguard.dns.canary import CanarySettings
 from smtpguard.dns.resolver import ResolverSettings
+from smtpguard.events import RuleWarning
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.mtasts.cache import StsSettings, TxtTempfail
 from smtpguard.names import Domain
@@ -57,6 +59,11 @@ class Settings:
     admin_token: str = field(repr=False)
     """What clients beyond this host must show; empty: there may be none."""
     log: LogSettings
+
+    def rule_warnings(self, today: date) -> tuple[RuleWarning, ...]:
+        """What an operator should know about rules that are allowed and may not do what they seem to."""
+        inbound = self.inbound[0].rules.warnings(today) if self.inbound else ()  # all listeners have the same rules
+        return (*self.outbound.rules.warnings(today), *inbound)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings | list[ConfigError]:

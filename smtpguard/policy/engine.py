@@ -116,7 +116,7 @@ def rule_warnings(
             ),
         ]
         warnings += [
-            RuleWarning(rule=rule.pattern, domain=domain or "", kind=kind, detail=detail)
+            RuleWarning(direction="outbound", rule=rule.pattern, domain=domain or "", kind=kind, detail=detail)
             for kind, true, detail in told
             if true
         ]

@@ -228,7 +228,7 @@ class InboundRules:
     def warnings(self, today: date) -> tuple[RuleWarning, ...]:
         """What an operator should know about rules that are allowed and may not do what they seem to."""
         return tuple(
-            RuleWarning(rule=str(rule.scope), domain="", kind=kind, detail=detail)
+            RuleWarning(direction="inbound", rule=str(rule.scope), domain="", kind=kind, detail=detail)
             for rule in self.rules
             for kind, detail in _doubts(rule, today)
         )

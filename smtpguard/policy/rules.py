@@ -202,7 +202,7 @@ class RuleSet:
     def warnings(self, today: date) -> tuple[RuleWarning, ...]:
         """What an operator should know about rules that are allowed and may not do what they seem to."""
         return tuple(
-            RuleWarning(rule=rule.pattern, domain="", kind=kind, detail=detail)
+            RuleWarning(direction="outbound", rule=rule.pattern, domain="", kind=kind, detail=detail)
             for rule in self.rules
             for kind, detail in _doubts(rule, today)
         )

@@ -21,7 +21,6 @@ from smtpguard.events import (
     MtaFailure,
     MtaState,
     RuleShadowed,
-    RuleWarning,
     StsEvent,
     TlsFacts,
 )
@@ -34,7 +33,7 @@ OUTCOMES: Final = ("delivered", "deferred", "refused", "lost")
 OTHER: Final = "other"
 """In place of a word that is none of ours."""
 RELAYED_4XX, RELAYED_5XX = "relayed/4xx", "relayed/5xx"
-_OUTBOUND = (TlsFacts, Delivered, DnsLookup, DnssecState, StsEvent, RuleWarning, IdentityWarning)
+_OUTBOUND = (TlsFacts, Delivered, DnsLookup, DnssecState, StsEvent, IdentityWarning)
 _INBOUND = (InboundTls, LimitHit, MtaFailure, MtaState, RuleShadowed, CertificateEvent)
 _TEXTS = MappingProxyType({code.token: (code.text, code.advice) for code in ReasonCode})
 _RELAYED = MappingProxyType(

@@ -187,7 +187,12 @@ LOOKUP = DnsLookup(qname="q", rdtype="MX", status="secure", seconds=0.02, resolv
         (StsAlert(event="refresh_failed", domain="d"), "sts_events_total", {"event": "refresh_failed"}, 1),
         (BOUND, "listeners", {"role": "outbound", "protocol": "lmtp"}, 1),
         (IdentityWarning(listener="l", detail="d"), "identity_warnings_total", {}, 1),
-        (RuleWarning(rule="r", domain="d", kind="weaker", detail=""), "rule_warnings_total", {"kind": "weaker"}, 1),
+        (
+            RuleWarning(direction="outbound", rule="r", domain="d", kind="weaker", detail=""),
+            "rule_warnings_total",
+            {"kind": "weaker"},
+            1,
+        ),
         (RELAYED, "messages_relayed_total", {"reply": "2xx", "tls_version": "none"}, 1),
         (RELAYED, "relayed_bytes_total", {}, 99),
         (RELAYED, "relay_duration_seconds_sum", {}, 0.5),
