@@ -7,8 +7,8 @@ answers metrics and health alone: no names of correspondents, nothing that acts.
 """
 
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -107,6 +107,7 @@ class AdminServer:
         self._live = live
         self._pages = load_page() if live is not None else {}
         self._connections = 0
+        self._patience: dict[trio.CancelScope, None] = {}  # of each request under way, the oldest first
         self._metrics = metrics
         self._history = history
         self._sts = sts
@@ -120,7 +121,7 @@ class AdminServer:
         """One connection; whatever is sent on it ends no other and not the server: a bug ends here, as an event."""
         self._connections += 1
         try:
-            if self._connections <= _MAX_CONNECTIONS:
+            if self._connections <= _MAX_CONNECTIONS or self._oldest_gives_way():
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._requests(stream)
         except Exception as error:  # noqa: BLE001  -- the boundary named above
@@ -129,6 +130,14 @@ class AdminServer:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
 
+    def _oldest_gives_way(self) -> bool:
+        """Where other hosts can fill the address with connections that ask nothing, a probe must still be answered."""
+        for patience in self._patience:
+            del self._patience[patience]
+            patience.cancel()
+            return True
+        return False
+
     async def _requests(self, stream: trio.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
         is_near = _is_near(stream.socket)
@@ -136,7 +145,7 @@ class AdminServer:
         goes_on = True
         while goes_on:
             goes_on = False
-            with trio.move_on_after(_REQUEST_SECONDS):
+            with trio.move_on_after(_REQUEST_SECONDS) as patience, self._under_way(patience):
                 read = await self._request(connection, stream)
                 if read is None:
                     return
@@ -149,12 +158,22 @@ class AdminServer:
                     is_head = read.is_head if isinstance(read, _Misread) else read.method == b"HEAD"
                     await stream.send_all(_encode(connection, answer, is_head=is_head))
                     goes_on = connection.our_state is h11.DONE and connection.their_state is h11.DONE
+            if patience.cancelled_caught:
+                return
             if goes_on:
                 connection.start_next_cycle()
         if subscribe is None:
             await _linger(stream)
         else:
             await self._follow(stream, subscribe)
+
+    @contextmanager
+    def _under_way(self, patience: trio.CancelScope) -> Iterator[None]:
+        self._patience[patience] = None
+        try:
+            yield
+        finally:
+            self._patience.pop(patience, None)
 
     async def _follow(self, stream: trio.SocketStream, subscribe: _Subscribe) -> None:
         assert self._live is not None

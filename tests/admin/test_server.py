@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from smtpguard.admin import server
 from smtpguard.admin.server import AdminServer, Status
@@ -88,6 +89,23 @@ async def test_a_bug_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await exchange(port, get("/metrics"))).startswith(b"HTTP/1.1 500 ")
         assert [type(event) for event in events] == [InternalError]
         assert b"alive" in await exchange(port, get("/healthz/live"))
+
+
+async def test_silent_connections_do_not_keep_a_probe_out() -> None:
+    """Anybody may reach `metrics_bind`: at most so many connections, and the oldest that asks nothing gives way."""
+    silent = 3 * server._MAX_CONNECTIONS
+    async with serving(metrics_only=True) as (port, events), AsyncExitStack() as stack:
+        streams = []
+        for _ in range(silent):
+            streams.append(await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port)))
+            await trio.testing.wait_all_tasks_blocked()
+        assert b"alive" in await exchange(port, get("/healthz/live"))
+        for stream in streams[: silent - server._MAX_CONNECTIONS]:
+            with suppress(trio.BrokenResourceError):
+                assert await stream.receive_some(1) == b""
+        await streams[-1].send_all(get("/healthz/live"))
+        assert b"alive" in await streams[-1].receive_some(65536)
+        assert events == []
 
 
 @pytest.mark.parametrize(
