@@ -26,7 +26,7 @@ install() {
 }
 
 install postfix postfix-sqlite knot knot-dnsutils unbound nginx-light openssl iproute2 passwd swaks libnet-ssleay-perl \
-  msmtp curl nftables iptables
+  msmtp curl nftables iptables testssl.sh
 command -v npm >/dev/null || install nodejs npm
 
 # unpack PACKAGE FOLDER: Debian's MTAs exclude each other as packages, so all but Postfix are only unpacked; their

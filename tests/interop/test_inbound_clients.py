@@ -192,6 +192,27 @@ def test_sslyze_finds_nothing(inbound: InboundLab, port: int, tmp_path: Path) ->
     assert "Traceback" not in inbound.smtpguard.log
 
 
+def test_testssl_finds_nothing(inbound: InboundLab, tmp_path: Path) -> None:
+    """TLS-01..09 with other eyes than sslyze's: protocols, ciphers, groups, preferences, certificate, known holes."""
+    report = tmp_path / "report.json"
+    what = ["--protocols", "--std", "--pfs", "--server-preference", "--server-defaults", "--vulnerable"]
+    how = ["--starttls", "smtp", "--nodns", "none", "--warnings", "off", "--add-ca", str(inbound.trust_file)]
+    done = subprocess.run(
+        ["testssl", *what, *how, "--jsonfile", str(report), "--ip", MX, "mx.in.test:25"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    findings = json.loads(report.read_text())
+    told = {one["id"]: one["severity"] for one in findings}
+    assert {"TLS1_3", "cert_trust", "heartbleed", "LUCKY13"} <= told.keys(), done.stdout[-6000:]
+    # Its own OpenSSL has no GOST; the lab's authority says nothing of revocation.
+    expected = {"engine_problem": "WARN", "cert_revocation": "HIGH"}
+    assert {key: word for key, word in told.items() if word not in ("OK", "INFO")} == expected, done.stdout[-6000:]
+
+
 def test_500_scanner_connections_leave_nothing(inbound: InboundLab) -> None:
     """Everything that port scanners do, 500 times: no traceback, no task, no descriptor stays behind."""
     process = inbound.smtpguard.process
