@@ -72,7 +72,7 @@ def run(config: Path) -> None:
         _fail(str(failed), 1)
 
 
-@main.command("check-config")
+@main.command("check-config", short_help="Read the configuration; say everything that is wrong.")
 @config_option
 def check_config(config: Path) -> None:
     """Read the configuration, certificates and authorities; say everything that is wrong (exit 2)."""
@@ -105,7 +105,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-@main.command("probe")
+@main.command("probe", short_help="Look at the mail hosts of domains, without mail.")
 @click.argument("domains", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each domain.")
 @config_option
@@ -173,7 +173,7 @@ def _shown_host(host: HostReport) -> str:
     return text
 
 
-@main.command()
+@main.command(short_help="Why was it refused or delivered?")
 @click.argument("what")
 @click.option("--json", "as_json", is_flag=True, help="The decisions as JSON.")
 @config_option
@@ -188,7 +188,7 @@ def explain(what: str, as_json: bool, config: Path) -> None:
     click.echo("\n\n".join(explained(decision) for decision in decisions if isinstance(decision, dict)))
 
 
-@main.command("watch")
+@main.command("watch", short_help="Follow the events of the running smtpguard.")
 @click.option("--direction", type=click.Choice(DIRECTIONS), help="Only mail that goes this way.")
 @click.option("--domain", "domains", multiple=True, help="Only this one; .example.org: those below it. Repeatable.")
 @click.option("--outcome", "outcomes", type=click.Choice(OUTCOMES), multiple=True, help="Only these. Repeatable.")
@@ -288,7 +288,7 @@ def sts_refresh(domain: str, config: Path) -> None:
         sys.exit(1)
 
 
-@sts.command("forget")
+@sts.command("forget", short_help="Drop the cached policy of DOMAIN.")
 @click.argument("domain")
 @config_option
 def sts_forget(domain: str, config: Path) -> None:
@@ -296,7 +296,7 @@ def sts_forget(domain: str, config: Path) -> None:
     click.echo(msgspec.json.encode(_ask(config, "POST", f"/api/sts/{quote(domain, safe='')}/forget")).decode())
 
 
-@main.command()
+@main.command(short_help="A miniature Internet, its attackers, and what happens.")
 @click.option("--serve", is_flag=True, help="Keep it running, with a round of mail every few seconds.")
 def demo(serve: bool) -> None:
     """The sandbox internet on loopback: who publishes what, who attacks, what happens."""
