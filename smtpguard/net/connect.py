@@ -115,13 +115,13 @@ class AddressRules:
 
 
 def _layers(address: IpAddress) -> tuple[IpAddress, ...]:
-    """The address as packets will see it: itself, and the IPv4 address it carries."""
+    """The address as packets will see it: the IPv4 address it carries, which says more, and itself."""
     address = unmapped(address)
     if isinstance(address, IPv6Address):
         if address in _NAT64:
-            return address, IPv4Address(int(address) & 0xFFFFFFFF)
+            return IPv4Address(int(address) & 0xFFFFFFFF), address
         if address.sixtofour is not None:
-            return address, address.sixtofour
+            return address.sixtofour, address
     return (address,)
 
 

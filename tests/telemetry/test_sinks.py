@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 from smtpguard.clock import SYSTEM_CLOCK
@@ -66,7 +67,8 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
             )
         )  # fmt: skip
     store.close()
-    again = History(Store.open(database, lambda event: None), SYSTEM_CLOCK, capacity=2)
-    assert [decision.id for decision in again.recent(10)] in (["s.2", "s.1"], ["s.1", "s.2"])
-    assert [decision.id for decision in again.find("d2.example")] == ["s.2"]
-    assert again.find("s.0") == []
+    with closing(Store.open(database, lambda event: None)) as reopened:
+        again = History(reopened, SYSTEM_CLOCK, capacity=2)
+        assert [decision.id for decision in again.recent(10)] in (["s.2", "s.1"], ["s.1", "s.2"])
+        assert [decision.id for decision in again.find("d2.example")] == ["s.2"]
+        assert again.find("s.0") == []
