@@ -7,7 +7,6 @@ they are.  The client's network is for TPROXY: there the pod is its gateway.
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +15,10 @@ from pathlib import Path
 
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
+from tests.interop.hosts import receiving_postfix, smtpd
 from tests.interop.namespace import Network, own_network
 from tests.interop.path import Ear
-from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, spawn, wait_for
 from tests.interop.zones import UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "interception"
@@ -203,13 +203,7 @@ level = "debug"
 
 
 def _spawn(pod: Pod, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:
-    path = pod.directory / f"{name}.log"
-    with path.open("wb") as log:
-        pod.processes.append(subprocess.Popen([str(word) for word in command], stdout=log, stderr=log))
-    try:
-        wait_for(f"{name} is ready", ready)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{path.read_text()[-4000:]}") from error
+    spawn(pod.processes, pod.directory / f"{name}.log", *command, ready=ready)
 
 
 def _dns(pod: Pod, shown: dict[str, Credential]) -> None:
@@ -230,27 +224,5 @@ def _dns(pod: Pod, shown: dict[str, Credential]) -> None:
 
 
 def _receiver(pod: Pod, shown: dict[str, Credential]) -> None:
-    mail = pod.directory / "mail"
-    mail.mkdir()
-    shutil.chown(mail, "nobody", "nogroup")
-    users = pod.directory / "users"
-    users.write_text("/^user[0-9]*@/ all/\n")
-    services = ""
-    for name, address in SITES.items():
-        where = f"[{address}]:25" if ":" in address else f"{address}:25"
-        services += f"{where} inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
-        services += f"  -o myhostname=mx.{name}.test\n"
-    pod.receiver.start(
-        f"""myhostname = mx.test
-mydestination =
-virtual_mailbox_domains = {" ".join(f"{name}.test" for name in SITES)}
-virtual_mailbox_base = {mail}
-virtual_mailbox_maps = regexp:{users}
-virtual_uid_maps = static:65534
-virtual_gid_maps = static:65534
-smtpd_tls_security_level = may
-smtpd_recipient_restrictions = reject_unauth_destination
-smtpd_client_connection_count_limit = 0
-""",
-        services,
-    )
+    services = "".join(smtpd(address, f"mx.{name}.test", shown[name]) for name, address in SITES.items())
+    receiving_postfix(pod.receiver, pod.directory, [f"{name}.test" for name in SITES], services)
