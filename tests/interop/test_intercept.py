@@ -6,32 +6,17 @@ Each test ends with a look at every octet that was on the wire between pod and I
 import re
 import smtplib
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from tests.interop.messages import below_trace, message
-from tests.interop.path import Ear, Stripper
-from tests.interop.pod import POD, SITES, SUBMISSION, Pod, open_pod
+from tests.interop.path import Stripper, assert_nothing_in_clear
+from tests.interop.pod import POD, SITES, Pod
 from tests.interop.processes import wait_for
+from tests.interop.unmodified import SUBMISSION
 
 RULES = ["nftables", "iptables"]
 DOMAINS = ["dane", "six"]  # IPv4 and IPv6
-
-
-@pytest.fixture(scope="module")
-def opened_pod() -> Iterator[Pod]:
-    with open_pod() as opened:
-        yield opened
-
-
-@pytest.fixture
-def pod(opened_pod: Pod) -> Iterator[Pod]:
-    """The pod; however the test ends, the next one finds it without mail and smtpguard without memory."""
-    try:
-        yield opened_pod
-    finally:
-        opened_pod.clean()
 
 
 def send(pod: Pod, recipient: str, marker: str) -> bytes:
@@ -39,12 +24,6 @@ def send(pod: Pod, recipient: str, marker: str) -> bytes:
     with pod.network.entered():
         pod.sender.send(recipient, content=content, port=SUBMISSION)
     return content
-
-
-def assert_nothing_in_clear(ear: Ear, marker: str) -> None:
-    """INV-04, and that the ear hears at all."""
-    assert ear.heard(b"EHLO out.sender.test")
-    assert not any(ear.heard(words) for words in (b"MAIL FROM", b"RCPT TO", marker.encode()))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
