@@ -78,8 +78,8 @@ OPENSMTPD = TOOLS / "opensmtpd" / "usr" / "sbin" / "smtpd"
 
 
 def resolving_by(resolver: str, directory: Path) -> str:
-    """The beginning of a shell script in a mount namespace of its own: /etc/resolv.conf names this resolver; empty:
-    it stays as it is."""
+    """The beginning of a shell script in a mount namespace of its own: what /etc/resolv.conf says after `nameserver`;
+    empty: it stays as it is."""
     if not resolver:
         return ""
     own = directory / "resolv.conf"

@@ -22,14 +22,14 @@ STRIPPED = [("postfix", "dane"), ("postfix", "sts"), ("exim", "dane"), ("opensmt
 def test_delivered(pod: Pod, sender: str, domain: str) -> None:
     """MX-17, MX-18: octet for octet below the trace lines, over verified TLS where the domain asks for it."""
     marker = f"matrix-{sender}-{domain}-end"
-    sent = message(marker)
+    sent, before = message(marker), len(pod.smtpguard.log)
     with pod.heard() as ear, pod.redirected("nftables"):
         pod.unmodified[sender].send(f"user1@{domain}.test", sent)
         (received,) = wait_for("the mail", lambda: pod.delivered(marker))
     assert below_trace(received) == sent.replace(b"\r\n", b"\n")
     logged = rf"event=delivered .*domain={domain}\.test .*auth={VERIFIED_BY[domain]} "
-    wait_for("our own line", lambda: re.search(logged, pod.smtpguard.log))
-    assert re.search(rf"event=intercepted .*verdict=mapped mx=mx\.{domain}\.test", pod.smtpguard.log)
+    wait_for("our own line", lambda: re.search(logged, pod.smtpguard.log[before:]))
+    assert re.search(rf"event=intercepted .*verdict=mapped mx=mx\.{domain}\.test", pod.smtpguard.log[before:])
     if domain != "osmtpd":
         assert_nothing_in_clear(ear, marker)
 
@@ -48,6 +48,23 @@ def test_stripped_starttls_holds_the_mail(pod: Pod, sender: str, domain: str) ->
             wait_for("our reason", lambda: reason in mta.log[before:])
             assert attacker.stripped
         assert not pod.delivered(marker)
+        mta.retry()
+        wait_for("the mail", lambda: pod.delivered(marker))
+    assert_nothing_in_clear(ear, marker)
+
+
+def test_exim_that_may_believe_its_resolver(pod: Pod) -> None:
+    """With `options trust-ad` Exim's default is DANE: it asks us for the TLS that is the mail host's.  Its mail waits
+    until DANE is left to smtpguard, as docs/interception.md says."""
+    marker = "exim-trust-ad-end"
+    mta = pod.unmodified["exim-trust-ad"]
+    config = pod.directory / "sender-trust-ad" / "exim.conf"
+    with pod.heard() as ear, pod.redirected("nftables"):
+        mta.send("user3@dane.test", message(marker))
+        reason = "a TLS session is required, but the server did not offer TLS support"
+        wait_for("Exim's reason", lambda: f"mx.dane.test [{SITES['dane']}]: {reason}" in mta.log)
+        assert not pod.delivered(marker)
+        config.write_text(config.read_text().replace("driver = smtp\n", "driver = smtp\n  hosts_try_dane =\n"))
         mta.retry()
         wait_for("the mail", lambda: pod.delivered(marker))
     assert_nothing_in_clear(ear, marker)
