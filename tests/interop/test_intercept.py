@@ -98,8 +98,13 @@ def deferred(pod: Pod, recipient: str, reason: str) -> None:
 
 
 def flushed(pod: Pod, marker: str) -> bytes:
-    """The mail that waited in Postfix's queue; a flush that comes while Postfix reloads is lost."""
-    (received,) = wait_for("the mail", lambda: pod.sender.flush() or pod.delivered(marker))  # type: ignore[func-returns-value]
+    """The mail that waited in Postfix's queue."""
+
+    def arrived() -> list[bytes]:
+        pod.sender.flush()  # each time: one that comes while Postfix reloads is lost
+        return pod.delivered(marker)
+
+    (received,) = wait_for("the mail", arrived)
     return received
 
 
