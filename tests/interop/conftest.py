@@ -1,4 +1,4 @@
-"""The lab, once for all interop tests, and clean after each."""
+"""The labs, clean after each test; the first of them once for all interop tests."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import pytest
 
 from tests.interop.inbound_lab import InboundLab, open_inbound_lab
 from tests.interop.lab import Lab, open_lab
+from tests.interop.pod import Pod, open_pod
 from tests.interop.processes import Postfix
 
 
@@ -43,3 +44,18 @@ def inbound(opened_inbound_lab: InboundLab) -> Iterator[InboundLab]:
         yield opened_inbound_lab
     finally:
         opened_inbound_lab.smtpguard.ensure()
+
+
+@pytest.fixture(scope="module")
+def opened_pod() -> Iterator[Pod]:
+    with open_pod() as opened:
+        yield opened
+
+
+@pytest.fixture
+def pod(opened_pod: Pod) -> Iterator[Pod]:
+    """The pod; however the test ends, the next one finds it without mail and smtpguard without memory."""
+    try:
+        yield opened_pod
+    finally:
+        opened_pod.clean()

@@ -40,6 +40,10 @@ MX, MX6, EXIM_MX, OPENSMTPD_MX = "203.0.113.25", "2001:db8:25::25", "203.0.113.2
 CLIENT, CLIENT6, CLIENT_NAME = "198.51.100.7", "2001:db8:7::7", "client.clients.test"
 SECOND_ADMIN = 9826
 HAPROXY_PORT, UNLISTED_PORT = 2526, 2527
+TRUSTING = {"postfix": "127.0.0.1:2525", "exim": "127.0.0.1:2536", "opensmtpd": "127.0.0.1:2546"}
+"""Where the MTAs behind take connections as they are, and relay for 127.0.0.0/8, as everywhere."""
+DISTRUSTING = {"exim": "127.0.0.1:2537", "opensmtpd": "127.0.0.1:2547"}
+"""Where they relay for nobody; Postfix is set so by the test."""
 
 
 @dataclass
@@ -134,6 +138,7 @@ def _start(lab: InboundLab, shown: Issued) -> None:
     _dns(lab, shown)
     _postfix(lab)
     _exim(lab)
+    _exim_without_proxy(lab)
     _opensmtpd(lab)
     lab.sender.start(
         "myhostname = out.clients.test\ninet_interfaces = 127.0.0.1\nmydestination =\nmynetworks = 127.0.0.0/8\n"
@@ -250,6 +255,27 @@ plain:
     )
 
 
+def _exim_without_proxy(lab: InboundLab) -> None:
+    """Exim that waits for no PROXY header: it trusts 127.0.0.0/8 at one of its ports, and nobody at the other."""
+    trusting, distrusting = (where["exim"].replace(":", ".") for where in (TRUSTING, DISTRUSTING))
+    spawn_exim(
+        lab.processes,
+        lab.directory / "exim-without-proxy",
+        f"""primary_hostname = exim.in.test
+local_interfaces = {trusting} : {distrusting}
+tls_advertise_hosts =
+acl_smtp_rcpt = rcpt
+""",
+        f"""begin acl
+rcpt:
+  accept domains = exim.in.test
+  accept condition = ${{if eq{{$received_port}}{{{trusting.rpartition(".")[2]}}}}}
+         hosts = 127.0.0.0/8
+  deny message = relay not permitted
+""",
+    )
+
+
 def _opensmtpd(lab: InboundLab) -> None:
     """OpenSMTPD with the line of deploy/opensmtpd/inbound.conf; it relays for 127.0.0.0/8 (not `local`: to OpenSMTPD
     that is every address of this host, and the lab's clients have such)."""
@@ -258,11 +284,13 @@ def _opensmtpd(lab: InboundLab) -> None:
         lab.processes,
         directory,
         (DEPLOY / "opensmtpd" / "inbound.conf").read_text()
-        + f"""table users {{ "@" = "nobody" }}
+        + f"""listen on 127.0.0.1 port {TRUSTING["opensmtpd"].rpartition(":")[2]}
+listen on 127.0.0.1 port {DISTRUSTING["opensmtpd"].rpartition(":")[2]} tag DISTRUSTING
+table users {{ "@" = "nobody" }}
 action "in" maildir "{directory}/mail" virtual <users>
 action "out" relay
 match from any for domain "osmtpd.in.test" action "in"
-match from src "127.0.0.0/8" for any action "out"
+match !tag DISTRUSTING from src "127.0.0.0/8" for any action "out"
 """,
         ("127.0.0.1", 2545),
     )

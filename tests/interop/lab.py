@@ -6,7 +6,6 @@
 All of it lives in a network namespace of its own and in one temporary directory.
 """
 
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
+from tests.interop.hosts import receiving_exim, receiving_opensmtpd, receiving_postfix, serve_policies, smtpd
 from tests.interop.namespace import BLACK_HOLE, own_network
 from tests.interop.processes import (
     Postfix,
@@ -130,9 +130,12 @@ def _start(lab: Lab) -> None:
     shown["stsbad"] = maker.leaf(None, ["mx.stsbad.test"])
     trust = maker.trust_file(root)
     _dns(lab, published)
-    _policies(lab, maker.leaf(public, ["mta-sts.sts.test", "mta-sts.stsbad.test"]))
+    policy_host = maker.leaf(public, ["mta-sts.sts.test", "mta-sts.stsbad.test"])
+    serve_policies(lab.processes, lab.directory / "nginx", POLICY_HOST, ["sts", "stsbad"], policy_host)
     _receiver(lab, shown)
-    _exim(lab, shown["exim"])
+    receiving_exim(lab.processes, lab.directory / "exim", SITES["exim"].address, shown["exim"])
+    receiving_opensmtpd(lab.processes, lab.directory / "osmtpd", SITES["osmtpd"].address)
+    _exim(lab)
     _opensmtpd(lab)
     for name in VARIANTS:
         _sender(lab.senders[name], name)
@@ -188,98 +191,18 @@ def _dns(lab: Lab, published: dict[str, Credential]) -> None:
     _spawn(lab, "unbound", "unbound", "-d", "-c", config, ready=lambda: "mx." in zones.ask(UNBOUND, "dane.test", "MX"))
 
 
-def _policies(lab: Lab, credential: Credential) -> None:
-    directory = lab.directory / "nginx"
-    for name in ("sts", "stsbad"):
-        root = directory / f"mta-sts.{name}.test" / ".well-known"
-        root.mkdir(parents=True)
-        (root / "mta-sts.txt").write_text(f"version: STSv1\nmode: enforce\nmx: mx.{name}.test\nmax_age: 86400\n")
-    config = directory / "nginx.conf"
-    config.write_text(
-        f"""daemon off; pid {directory}/pid; error_log stderr; user root;
-events {{}}
-http {{
-  access_log off; default_type text/plain; types {{ }}
-  server {{
-    listen {POLICY_HOST}:443 ssl; root {directory}/$host;
-    ssl_certificate {credential.pem_file}; ssl_certificate_key {credential.pem_file};
-  }}
-}}
-"""
-    )
-    _spawn(lab, "nginx", "nginx", "-c", config, ready=(directory / "pid").exists)
-
-
 def _receiver(lab: Lab, shown: dict[str, Credential]) -> None:
-    mail = lab.directory / "mail"
-    mail.mkdir()
-    shutil.chown(mail, "nobody", "nogroup")
-    users = lab.directory / "users"
-    users.write_text("/^user[0-9]*@/ all/\n")
     domains = [site.domain for site in SITES.values()] + [f"d{number}.many.test" for number in range(MANY)]
-    services = ""
-    for name, site in SITES.items():
-        if name not in _ELSEWHERE:
-            services += _receiving(site.address, f"mx.{site.domain}", shown[name])
+    services = "".join(
+        smtpd(site.address, f"mx.{site.domain}", shown[name]) for name, site in SITES.items() if name not in _ELSEWHERE
+    )
     for number in range(MANY):
-        services += _receiving(many_host(number), f"mx{number}.many.test", shown["plain"])
-    lab.receiver.start(
-        f"""myhostname = mx.test
-mydestination =
-virtual_mailbox_domains = {" ".join(domains)}
-virtual_mailbox_base = {mail}
-virtual_mailbox_maps = regexp:{users}
-virtual_uid_maps = static:65534
-virtual_gid_maps = static:65534
-smtpd_tls_security_level = may
-smtpd_recipient_restrictions = reject_unauth_destination
-smtpd_client_connection_count_limit = 0
-""",
-        services,
-    )
+        services += smtpd(many_host(number), f"mx{number}.many.test", shown["plain"])
+    receiving_postfix(lab.receiver, lab.directory, domains, services)
 
 
-def _receiving(address: str, name: str, shown: Credential) -> str:
-    return f"{address}:25 inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown.pem_file}\n  -o myhostname={name}\n"
-
-
-def _exim(lab: Lab, shown: Credential) -> None:
-    """Exim as the mail host of exim.test, and as an MTA that sends with the files of deploy/exim as they are."""
-    address = SITES["exim"].address
-    directory = lab.directory / "exim"
-    directory.mkdir()
-    pem = directory / "exim.pem"
-    shutil.copy(shown.pem_file, pem)
-    shutil.chown(pem, "Debian-exim")
-    spawn_exim(
-        lab.processes,
-        directory,
-        f"""primary_hostname = mx.exim.test
-domainlist local_domains = exim.test
-daemon_smtp_ports = 25
-local_interfaces = {address}
-tls_advertise_hosts = *
-tls_certificate = {pem}
-tls_privatekey = {pem}
-acl_smtp_rcpt = rcpt
-""",
-        f"""begin acl
-rcpt:
-  accept domains = +local_domains
-         local_parts = ^user[0-9]*\\$
-  deny
-begin routers
-local:
-  driver = accept
-  transport = maildir
-begin transports
-maildir:
-  driver = appendfile
-  directory = {directory}/mail
-  maildir_format
-  user = Debian-exim
-""",
-    )
+def _exim(lab: Lab) -> None:
+    """Exim as an MTA that sends with the files of deploy/exim as they are."""
     shipped = DEPLOY.parent / "exim"
     spawn_exim(
         lab.processes,
@@ -303,22 +226,8 @@ begin retry
 
 
 def _opensmtpd(lab: Lab) -> None:
-    """OpenSMTPD as the mail host of osmtpd.test, and as an MTA that sends with the file of deploy/opensmtpd.
-
-    In clear: Debian 12's version 6.8 fails every TLS handshake ("EVP lib"), as it was not made for OpenSSL 3.
-    """
-    address, sending = SITES["osmtpd"].address, SENDING["opensmtpd"]
-    directory = lab.directory / "osmtpd"
-    spawn_opensmtpd(
-        lab.processes,
-        directory,
-        f"""table users {{ "@" = "nobody" }}
-listen on {address} port 25 hostname mx.osmtpd.test
-action "in" maildir "{directory}/mail" virtual <users>
-match from any for domain "osmtpd.test" action "in"
-""",
-        (address, 25),
-    )
+    """OpenSMTPD as an MTA that sends with the file of deploy/opensmtpd."""
+    sending = SENDING["opensmtpd"]
     spawn_opensmtpd(
         lab.processes,
         lab.directory / "sender-opensmtpd",

@@ -71,6 +71,12 @@ class Ear:
         return any(words.upper() in frame.upper() for frame in self._frames)
 
 
+def assert_nothing_in_clear(ear: Ear, marker: str) -> None:
+    """INV-04: neither envelope nor the message with this marker; and that the ear hears at all."""
+    assert ear.heard(b"EHLO out.sender.test")
+    assert not any(ear.heard(words) for words in (b"MAIL FROM", b"RCPT TO", marker.encode()))
+
+
 class Stripper:
     """Passes everything on to where it was going, without the offer of STARTTLS."""
 

@@ -1,13 +1,12 @@
-"""A pod in front of an Internet: an unmodified Postfix and smtpguard in one network, mail hosts in another.
+"""A pod in front of an Internet: unmodified MTAs and smtpguard in one network, mail hosts in another.
 
-    client ── in0 [pod: Postfix, smtpguard (another user), unbound] eth0 ── net0 [Internet: knot, receiving Postfix]
+    client ── in0 [pod: sending MTAs, smtpguard (its own user), unbound] eth0 ── net0 [Internet: knot, MTAs, nginx]
 
 The addresses are global ones, so nothing has to be allowed.  The redirection rules are those of deploy/interception, as
-they are.  The client's network is for TPROXY: there the pod is its gateway.
+they are.  The client's network is for TPROXY: there the pod is its gateway and its resolver.
 """
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,22 +15,41 @@ from pathlib import Path
 
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
+from tests.interop.hosts import receiving_exim, receiving_opensmtpd, receiving_postfix, serve_policies, smtpd
 from tests.interop.namespace import Network, own_network
 from tests.interop.path import Ear
-from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, wait_for
-from tests.interop.zones import UNBOUND, Zone
+from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, spawn, wait_for
+from tests.interop.unmodified import Unmodified, debian_postfix, default_exim, default_opensmtpd
+from tests.interop.zones import TRUSTED, UNBOUND, Zone
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "interception"
-DEBIAN = Path("/usr/share/postfix")
 USER = "10125"
 """The uid that the shipped rules exempt."""
-SUBMISSION = 2500
+REDIRECTED, WITH_CERTIFICATE = 10025, 10022
+"""Listeners for redirected connections: the one of the shipped rules, and one that offers the MTA STARTTLS."""
 POD, POD6 = "11.1.0.2", "2a00:1::2"
 _KNOT = "11.53.0.1"
 
-SITES = {"dane": "11.25.0.1", "six": "2a00:25::1", "plain": "11.25.0.2", "loop": "11.25.0.3", "bogus": "11.25.0.9"}
-"""<name>.test, and the address of its mail host."""
-_SIGNED = ("dane", "six", "loop", "bogus")
+SITES = {
+    "dane": "11.25.0.1",
+    "six": "2a00:25::1",
+    "plain": "11.25.0.2",
+    "loop": "11.25.0.3",
+    "exim": "11.25.0.4",
+    "osmtpd": "11.25.0.5",
+    "sts": "11.25.0.6",
+    "swap": "11.25.0.7",
+    "away": "11.25.0.8",
+    "bogus": "11.25.0.9",
+}
+"""<name>.test, and the address of its mail host.  `swap` shows another certificate than its TLSA record says, at `away`
+nobody listens."""
+SECOND = {"swap": "11.25.0.17", "away": "11.25.0.18"}
+"""Domains with a second mail host, and its address; nothing is wrong with it."""
+_ELSEWHERE = ("exim", "osmtpd", "away")
+"""Sites whose host is not the receiving Postfix."""
+_SIGNED = ("dane", "six", "loop", "exim", "swap", "away", "bogus")
+_POLICY_HOST = "11.25.0.80"
 
 
 @dataclass
@@ -43,7 +61,11 @@ class Pod:
     client: Network
     smtpguard: Smtpguard
     sender: Postfix
+    routed: Postfix
+    """The one in the client's network."""
     receiver: Postfix
+    unmodified: dict[str, Unmodified] = field(default_factory=dict)
+    """Every sending MTA: postfix and routed (the Postfix above), exim, exim-trust-ad (TRUSTED), opensmtpd."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def delivered(self, marker: str) -> list[bytes]:
@@ -57,11 +79,11 @@ class Pod:
             yield ear
 
     @contextmanager
-    def redirected(self, by: str, user: str = USER) -> Iterator[None]:
-        """The MTA's connections are redirected `by` the shipped rules, which exempt `user`."""
+    def redirected(self, by: str, user: str = USER, port: int = REDIRECTED) -> Iterator[None]:
+        """The MTA's connections are redirected `by` the shipped rules, which exempt `user`, to this port."""
         with self.network.entered():
             for command, text in _rules(by):
-                run("bash", "-c", f'{command} <<< "$0"', text.replace(USER, user))
+                run("bash", "-c", f'{command} <<< "$0"', text.replace(USER, user).replace(str(REDIRECTED), str(port)))
         try:
             yield
         finally:
@@ -69,12 +91,15 @@ class Pod:
                 run("nft", "flush", "ruleset")  # the rules of iptables are nftables' too
 
     def clean(self) -> None:
-        """After each test: no mail on the way, and smtpguard has forgotten which hosts failed."""
-        if "Mail queue is empty" not in self.sender.queue():
-            self.sender.purge()
-        with self.network.entered():
-            self.smtpguard.stop()
-            self.smtpguard.start()
+        """After each test: no mail on the way, and smtpguard has forgotten which hosts failed, if any did."""
+        for postfix in (self.sender, self.routed):
+            if "Mail queue is empty" not in postfix.queue():
+                postfix.purge()
+        since_start = self.smtpguard.log.rpartition("stage=ready")[2]
+        if "event=host_skipped" in since_start or "event=delivery_refused" in since_start:
+            with self.network.entered():
+                self.smtpguard.stop()
+                self.smtpguard.start()
 
 
 def _rules(by: str) -> list[tuple[str, str]]:
@@ -109,6 +134,7 @@ def open_pod() -> Iterator[Pod]:
             Network(),
             Smtpguard(directory / "smtpguard.toml", directory / "smtpguard.log", prefix),
             Postfix(directory / "sender", "127.0.0.1", UNBOUND, "all"),
+            Postfix(directory / "routed", "127.0.0.1", "11.2.0.1", "all"),
             Postfix(directory / "receiver", protocols="all"),
         )
         try:
@@ -122,8 +148,8 @@ def open_pod() -> Iterator[Pod]:
 def _stop(pod: Pod) -> None:
     with suppress(subprocess.TimeoutExpired):
         pod.smtpguard.stop()
-    pod.sender.stop()
-    pod.receiver.stop()
+    for postfix in (pod.sender, pod.routed, pod.receiver):
+        postfix.stop()
     end(pod.processes)
     pod.network.close()
     pod.client.close()
@@ -133,7 +159,8 @@ def _links(pod: Pod) -> None:
     """Internet ── pod ── client."""
     run("ip", "link", "add", "net0", "type", "veth", "peer", "name", "eth0", "netns", pod.network.path)
     _addresses("net0", "11.1.0.1/24", "2a00:1::1/64")
-    _addresses("lo", *(f"{address}/{128 if ':' in address else 32}" for address in (*SITES.values(), _KNOT)))
+    there = (*SITES.values(), *SECOND.values(), _KNOT, _POLICY_HOST)
+    _addresses("lo", *(f"{address}/{128 if ':' in address else 32}" for address in there))
     run("ip", "route", "add", "11.2.0.0/24", "via", POD)
     run("ip", "route", "add", "2a00:2::/64", "via", POD6)
     with pod.network.entered():
@@ -142,6 +169,8 @@ def _links(pod: Pod) -> None:
         _addresses("in0", "11.2.0.1/24", "2a00:2::1/64")
         run("ip", "route", "add", "default", "via", "11.1.0.1")
         run("ip", "route", "add", "default", "via", "2a00:1::1")
+        for forwarding in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):  # what is not redirected goes on in clear
+            Path("/proc/sys/net", forwarding).write_text("1")
     with pod.client.entered():
         _addresses("eth0", "11.2.0.2/24", "2a00:2::2/64")
         run("ip", "route", "add", "default", "via", "11.2.0.1")
@@ -159,9 +188,30 @@ def _start(pod: Pod) -> None:
     certificates = pod.directory / "certificates"
     certificates.mkdir()
     maker = CertificateMaker(certificates)
-    shown = {name: maker.leaf(None, [f"mx.{name}.test"]) for name in SITES}
-    _dns(pod, shown)
-    _receiver(pod, shown)
+    root = maker.root("Lab Root")
+    shown = {name: maker.leaf(root if name == "sts" else None, [f"mx.{name}.test"]) for name in SITES}
+    second = {name: maker.leaf(None, [f"second.{name}.test"]) for name in SECOND}
+    _dns(pod, {**shown, "swap": maker.leaf(None, ["mx.swap.test"])}, second)
+    _receivers(pod, shown, second)
+    policy_host = maker.leaf(root, ["mta-sts.sts.test"])
+    serve_policies(pod.processes, pod.directory / "nginx", _POLICY_HOST, ["sts"], policy_host)
+    _smtpguard(pod, maker.leaf(None, ["out.sender.test"]), maker.trust_file(root))
+    pod.unmodified = {
+        "postfix": debian_postfix(pod.sender, pod.network),
+        "exim": _exim(pod, "sender-exim", "127.0.0.2", UNBOUND),
+        "exim-trust-ad": _exim(pod, "sender-trust-ad", "127.0.0.3", TRUSTED),
+        "opensmtpd": default_opensmtpd(
+            pod.processes, pod.directory / "sender-osmtpd", pod.network, "127.0.0.4", UNBOUND
+        ),
+        "routed": debian_postfix(pod.routed, pod.client),
+    }
+
+
+def _exim(pod: Pod, name: str, address: str, resolver: str) -> Unmodified:
+    return default_exim(pod.processes, pod.directory / name, pod.network, address, resolver)
+
+
+def _smtpguard(pod: Pod, shown: Credential, trust: Path) -> None:
     state = pod.directory / "state"
     state.mkdir()
     os.chown(state, int(USER), int(USER))
@@ -170,8 +220,14 @@ def _start(pod: Pod) -> None:
 state_dir = "{state}"
 [[listener]]
 role = "outbound"
-bind = ["127.0.0.1:10025", "[::1]:10025"]
+bind = ["127.0.0.1:{REDIRECTED}", "[::1]:{REDIRECTED}"]
 intercept = true
+[[listener]]
+role = "outbound"
+bind = ["127.0.0.1:{WITH_CERTIFICATE}", "[::1]:{WITH_CERTIFICATE}"]
+intercept = true
+certificate = "{shown.pem_file}"
+key = "{shown.pem_file}"
 [[listener]]
 role = "outbound"
 bind = ["127.0.0.1:10024", "[::1]:10024"]
@@ -186,71 +242,46 @@ signed = "www.dane.test"
 unsigned = "www.plain.test"
 broken = "www.bogus.test"
 [tls]
-ca_file = "{maker.trust_file(maker.root("Lab Root"))}"
+ca_file = "{trust}"
 [log]
 level = "debug"
 """
     )
     with pod.network.entered():
-        # Debian's main.cf as its package makes it, and nothing about smtpguard.
-        pod.sender.start(
-            "myhostname = out.sender.test\nmydestination =\nmynetworks = 127.0.0.0/8\n"
-            + (DEBIAN / "main.cf.tls").read_text(),
-            f"127.0.0.1:{SUBMISSION} inet n - n - - smtpd\n",
-        )
         pod.smtpguard.start()
     wait_for("the canary's verdict", lambda: "state=validating" in pod.smtpguard.log)
 
 
 def _spawn(pod: Pod, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:
-    path = pod.directory / f"{name}.log"
-    with path.open("wb") as log:
-        pod.processes.append(subprocess.Popen([str(word) for word in command], stdout=log, stderr=log))
-    try:
-        wait_for(f"{name} is ready", ready)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{path.read_text()[-4000:]}") from error
+    spawn(pod.processes, pod.directory / f"{name}.log", *command, ready=ready)
 
 
-def _dns(pod: Pod, shown: dict[str, Credential]) -> None:
+def _dns(pod: Pod, published: dict[str, Credential], second: dict[str, Credential]) -> None:
     described = {}
     for name, address in SITES.items():
         records = f"@ MX 10 mx\nmx {'AAAA' if ':' in address else 'A'} {address}\nwww A 192.0.2.1\n"
         if name in _SIGNED:
-            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, shown[name].der)}\n"
+            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, published[name].der)}\n"
+        if name in SECOND:
+            records += f"@ MX 20 second\nsecond A {SECOND[name]}\n"
+            records += f"_25._tcp.second TLSA {tlsa(3, 1, 1, second[name].der)}\n"
+        if name == "sts":
+            records += f'_mta-sts TXT "v=STSv1; id=1;"\nmta-sts A {_POLICY_HOST}\n'
         described[name] = Zone(records, signed=name in _SIGNED, bogus=name == "bogus")
     directory = pod.directory / "dns"
     config = zones.write_knot(directory, described, _KNOT)
     _spawn(pod, "knot", "knotd", "-c", config, ready=lambda: "mx." in zones.ask(_KNOT, "plain.test", "MX"))
-    config = zones.write_unbound(directory)
+    config = zones.write_unbound(directory, "    interface: 11.2.0.1\n    access-control: 11.2.0.0/24 allow\n")
     with pod.network.entered():
         _spawn(
             pod, "unbound", "unbound", "-d", "-c", config, ready=lambda: "mx." in zones.ask(UNBOUND, "dane.test", "MX")
         )
 
 
-def _receiver(pod: Pod, shown: dict[str, Credential]) -> None:
-    mail = pod.directory / "mail"
-    mail.mkdir()
-    shutil.chown(mail, "nobody", "nogroup")
-    users = pod.directory / "users"
-    users.write_text("/^user[0-9]*@/ all/\n")
-    services = ""
-    for name, address in SITES.items():
-        where = f"[{address}]:25" if ":" in address else f"{address}:25"
-        services += f"{where} inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
-        services += f"  -o myhostname=mx.{name}.test\n"
-    pod.receiver.start(
-        f"""myhostname = mx.test
-mydestination =
-virtual_mailbox_domains = {" ".join(f"{name}.test" for name in SITES)}
-virtual_mailbox_base = {mail}
-virtual_mailbox_maps = regexp:{users}
-virtual_uid_maps = static:65534
-virtual_gid_maps = static:65534
-smtpd_tls_security_level = may
-smtpd_recipient_restrictions = reject_unauth_destination
-smtpd_client_connection_count_limit = 0
-""",
-        services,
-    )
+def _receivers(pod: Pod, shown: dict[str, Credential], second: dict[str, Credential]) -> None:
+    hosts = {f"mx.{name}.test": (SITES[name], shown[name]) for name in SITES if name not in _ELSEWHERE}
+    hosts |= {f"second.{name}.test": (address, second[name]) for name, address in SECOND.items()}
+    services = "".join(smtpd(address, name, credential) for name, (address, credential) in hosts.items())
+    receiving_postfix(pod.receiver, pod.directory, [f"{name}.test" for name in SITES], services)
+    receiving_exim(pod.processes, pod.directory / "exim", SITES["exim"], shown["exim"])
+    receiving_opensmtpd(pod.processes, pod.directory / "osmtpd", SITES["osmtpd"])

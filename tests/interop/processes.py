@@ -77,7 +77,19 @@ EXIM = TOOLS / "exim" / "usr" / "sbin" / "exim4"
 OPENSMTPD = TOOLS / "opensmtpd" / "usr" / "sbin" / "smtpd"
 
 
-def spawn_exim(processes: list[subprocess.Popen[bytes]], directory: Path, main: str, sections: str) -> None:
+def resolving_by(resolver: str, directory: Path) -> str:
+    """The beginning of a shell script in a mount namespace of its own: what /etc/resolv.conf says after `nameserver`;
+    empty: it stays as it is."""
+    if not resolver:
+        return ""
+    own = directory / "resolv.conf"
+    own.write_text(f"nameserver {resolver}\n")
+    return f"mount --bind {own} /etc/resolv.conf && "
+
+
+def spawn_exim(
+    processes: list[subprocess.Popen[bytes]], directory: Path, main: str, sections: str, resolver: str = ""
+) -> subprocess.Popen[bytes]:
     """Exim in `directory` with these lines of the main section, and the sections from `begin acl` on."""
     for name in ("spool", "log", "mail"):
         (directory / name).mkdir(parents=True)
@@ -88,12 +100,14 @@ def spawn_exim(processes: list[subprocess.Popen[bytes]], directory: Path, main: 
         f"pid_file_path = {directory}/spool/pid\nkeep_environment =\n{main}{sections}"
     )
     log = directory.with_name(f"{directory.name}.log")
-    spawn(processes, log, EXIM, "-C", config, "-bdf", "-q1m", ready=(directory / "spool" / "pid").exists)
+    script = resolving_by(resolver, directory) + f"exec {EXIM} -C {config} -bdf -q1m"
+    ready = (directory / "spool" / "pid").exists
+    return spawn(processes, log, "unshare", "--mount", "sh", "-c", script, ready=ready)
 
 
 def spawn_opensmtpd(
-    processes: list[subprocess.Popen[bytes]], directory: Path, config: str, ready: tuple[str, int]
-) -> None:
+    processes: list[subprocess.Popen[bytes]], directory: Path, config: str, ready: tuple[str, int], resolver: str = ""
+) -> subprocess.Popen[bytes]:
     """OpenSMTPD, with a spool of its own; `ready` is where it listens.  Its log is `<directory>.log`."""
     directory.mkdir(exist_ok=True)
     (directory / "mail").mkdir()
@@ -101,12 +115,12 @@ def spawn_opensmtpd(
     path = directory / "smtpd.conf"
     path.write_text(config)
     spool = "/var/spool/smtpd"
-    script = (
+    script = resolving_by(resolver, directory) + (
         f"mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs {spool} && chmod 711 {spool} && "
         f"mkdir -m 700 {spool}/purge && chown opensmtpq {spool}/purge && exec {OPENSMTPD} -d -f {path}"
     )
     log = directory.with_name(f"{directory.name}.log")
-    spawn(processes, log, "unshare", "--mount", "sh", "-c", script, ready=lambda: listens(*ready))
+    return spawn(processes, log, "unshare", "--mount", "sh", "-c", script, ready=lambda: listens(*ready))
 
 
 def listens(address: str, port: int) -> bool:
@@ -166,10 +180,8 @@ class Postfix:
         for path in (Path("/etc/postfix/postfix-files"), *copied):
             shutil.copy(path, self.config)
         start = ["postfix", "-c", str(self.config), "start"]
-        if self.resolver:  # a mount namespace in which /etc/resolv.conf names the lab's resolver
-            own = self.directory / "resolv.conf"
-            own.write_text(f"nameserver {self.resolver}\n")
-            script = f"mount --bind {own} /etc/resolv.conf && exec {shlex.join(start)}"
+        if self.resolver:
+            script = resolving_by(self.resolver, self.directory) + f"exec {shlex.join(start)}"
             start = ["unshare", "--mount", "sh", "-c", script]
         self._start = start
         self.restart()

@@ -5,7 +5,7 @@ import smtplib
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -13,11 +13,13 @@ from tests.interop.inbound_lab import (
     CLIENT,
     CLIENT6,
     CLIENT_NAME,
+    DISTRUSTING,
     EXIM_MX,
     HAPROXY_PORT,
     MX,
     MX6,
     OPENSMTPD_MX,
+    TRUSTING,
     UNLISTED_PORT,
     InboundLab,
     wait_for_delivery,
@@ -117,27 +119,40 @@ def test_no_open_relay(inbound: InboundLab, server: tuple[str, int]) -> None:
         assert opened.rcpt(recipient(server))[0] == 250
 
 
-def test_open_relay_is_found_at_start(inbound: InboundLab) -> None:
+def by_none(inbound: InboundLab, upstream: str) -> str:
+    """A listener before an MTA that does not learn the client."""
+    return inbound.listener(SECOND, upstream=upstream, pass_client="none", upstream_has_no_trusted_networks=True)
+
+
+@pytest.mark.parametrize("mta", TRUSTING)
+def test_open_relay_is_found_at_start(inbound: InboundLab, mta: str) -> None:
     """`none` in front of an MTA that trusts us: nobody is served, and the operator is told why."""
-    listener = inbound.listener(
-        SECOND, upstream="127.0.0.1:2525", pass_client="none", upstream_has_no_trusted_networks=True
-    )
-    with inbound.second(listener) as other:
+    with inbound.second(by_none(inbound, TRUSTING[mta])) as other:
         wait_for("the probe", lambda: "state=open_relay" in other.log)
         assert greeting(2627).startswith(b"421 4.3.0 ")
         assert other.get("/healthz/ready")[0] == 503
 
 
-def test_none_is_right_where_the_mta_trusts_nobody(inbound: InboundLab) -> None:
-    with inbound.postfix.settings(mynetworks="192.0.2.99/32"):
-        listener = inbound.listener(
-            SECOND, upstream="127.0.0.1:2525", pass_client="none", upstream_has_no_trusted_networks=True
-        )
-        with inbound.second(listener) as other, client((MX, 2627)) as opened:
-            wait_for("readiness", other.is_ready)
-            opened.mail("user@clients.test")
-            assert opened.rcpt("somebody@elsewhere.example")[0] == 454
-            assert opened.rcpt("user1@in.test")[0] == 250
+@pytest.mark.parametrize("mta", ["postfix", *DISTRUSTING])
+def test_none_is_right_where_the_mta_trusts_nobody(inbound: InboundLab, mta: str) -> None:
+    with ExitStack() as stack:
+        if mta == "postfix":
+            stack.enter_context(inbound.postfix.settings(mynetworks="192.0.2.99/32"))
+        other = stack.enter_context(inbound.second(by_none(inbound, {**TRUSTING, **DISTRUSTING}[mta])))
+        wait_for("readiness", other.is_ready)
+        opened = stack.enter_context(client((MX, 2627)))
+        opened.mail("user@clients.test")
+        assert opened.rcpt("somebody@elsewhere.example")[0] == (454 if mta == "postfix" else 550)
+        server = {"postfix": MX, "exim": EXIM_MX, "opensmtpd": OPENSMTPD_MX}[mta]
+        assert opened.rcpt(recipient((server, 25)))[0] == 250
+
+
+@pytest.mark.parametrize("mta", ["exim", "opensmtpd"])
+def test_xclient_that_the_mta_does_not_know(inbound: InboundLab, mta: str) -> None:
+    """Exim 4.96 and OpenSMTPD have no XCLIENT: nothing is relayed, though they would take us for a trusted client."""
+    with inbound.second(inbound.listener(SECOND, upstream=TRUSTING[mta], pass_client="xclient")) as other:
+        wait_for("the verdict", lambda: "the MTA does not offer XCLIENT to this host" in other.log)
+        assert greeting(2627).startswith(b"421 4.3.0 ")
 
 
 def test_xclient_that_postfix_does_not_offer_us(inbound: InboundLab) -> None:

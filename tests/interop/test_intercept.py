@@ -4,34 +4,20 @@ Each test ends with a look at every octet that was on the wire between pod and I
 """
 
 import re
-import smtplib
 import socket
-from collections.abc import Iterator
 
 import pytest
 
 from tests.interop.messages import below_trace, message
-from tests.interop.path import Ear, Stripper
-from tests.interop.pod import POD, SITES, SUBMISSION, Pod, open_pod
-from tests.interop.processes import wait_for
+from tests.interop.path import Stripper, assert_nothing_in_clear
+from tests.interop.pod import POD, SECOND, SITES, WITH_CERTIFICATE, Pod
+from tests.interop.processes import Postfix, wait_for
+from tests.interop.unmodified import SUBMISSION
 
 RULES = ["nftables", "iptables"]
 DOMAINS = ["dane", "six"]  # IPv4 and IPv6
-
-
-@pytest.fixture(scope="module")
-def opened_pod() -> Iterator[Pod]:
-    with open_pod() as opened:
-        yield opened
-
-
-@pytest.fixture
-def pod(opened_pod: Pod) -> Iterator[Pod]:
-    """The pod; however the test ends, the next one finds it without mail and smtpguard without memory."""
-    try:
-        yield opened_pod
-    finally:
-        opened_pod.clean()
+SENT = "status=sent"
+OURS_BY_TLS = b"by out.sender.test with ESMTPS"
 
 
 def send(pod: Pod, recipient: str, marker: str) -> bytes:
@@ -41,10 +27,15 @@ def send(pod: Pod, recipient: str, marker: str) -> bytes:
     return content
 
 
-def assert_nothing_in_clear(ear: Ear, marker: str) -> None:
-    """INV-04, and that the ear hears at all."""
-    assert ear.heard(b"EHLO out.sender.test")
-    assert not any(ear.heard(words) for words in (b"MAIL FROM", b"RCPT TO", marker.encode()))
+def delivered_line(postfix: Postfix, recipient: str) -> str:
+    return wait_for("Postfix's log", lambda: next((one for one in postfix.lines_about(recipient) if SENT in one), ""))
+
+
+def assert_verified(pod: Pod, line: str, domain: str) -> str:
+    """The id in Postfix's line of a delivery is that of one verified by DANE."""
+    (decision,) = re.findall(r" dane (\S+)\)\)$", line)
+    assert re.search(rf"event=delivered id={re.escape(decision)} domain={domain}\.test .*auth=dane ", pod.smtpguard.log)
+    return decision
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -58,13 +49,11 @@ def test_delivered_and_verified(pod: Pod, rules: str, domain: str) -> None:
         (received,) = wait_for("the mail", lambda: pod.delivered(marker))
     assert below_trace(received) == sent.replace(b"\r\n", b"\n")
     assert b"with ESMTPS" in received
-    line = wait_for("Postfix's log", lambda: pod.sender.last_line(recipient))
+    line = delivered_line(pod.sender, recipient)
     assert f"relay=mx.{domain}.test[{SITES[domain]}]:25" in line  # Postfix saw nothing but the mail host
-    assert "status=sent" in line
-    (decision,) = re.findall(r" dane (\S+)\)\)$", line)
-    log = pod.smtpguard.log
-    assert re.search(rf"event=delivered id={re.escape(decision)} domain={domain}\.test .*auth=dane ", log)
-    assert re.search(rf"event=intercepted id={re.escape(decision)} .*verdict=mapped mx=mx\.{domain}\.test", log)
+    decision = assert_verified(pod, line, domain)
+    mapped = rf"event=intercepted id={re.escape(decision)} .*verdict=mapped mx=mx\.{domain}\.test"
+    assert re.search(mapped, pod.smtpguard.log)
     assert_nothing_in_clear(ear, marker)
 
 
@@ -99,17 +88,126 @@ def test_the_attack_works_where_nobody_asks_for_tls(pod: Pod) -> None:
     assert all(ear.heard(words) for words in (b"MAIL FROM", b"RCPT TO", marker.encode()))
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_gateway_by_tproxy(pod: Pod, family: socket.AddressFamily) -> None:
-    """MX-17, INV-04: another host's connection through this one, addresses untouched."""
-    domain = "dane" if family == socket.AF_INET else "six"
-    marker = f"tproxy-{domain}-end"
-    with pod.heard() as ear, pod.redirected("tproxy"), pod.client.entered():
-        with smtplib.SMTP(SITES[domain], 25, local_hostname="mta.client.test", timeout=60) as client:
-            assert not client.sendmail("user@client.test", [f"user4@{domain}.test"], message(marker))
+NOT_OFFERED = f"TLS is required, but was not offered by host mx.dane.test[{SITES['dane']}]"
+
+
+def deferred(pod: Pod, recipient: str, reason: str) -> None:
+    """Postfix keeps the mail for Postfix's own reason."""
+    wait_for(reason, lambda: reason in (line := pod.sender.last_line(recipient)) and "status=deferred" in line)
+    assert reason in re.sub(r"\s+", " ", pod.sender.queue())
+
+
+def flushed(pod: Pod, marker: str) -> bytes:
+    """The mail that waited in Postfix's queue."""
+
+    def arrived() -> list[bytes]:
+        pod.sender.flush()  # each time: one that comes while Postfix reloads is lost
+        return pod.delivered(marker)
+
+    (received,) = wait_for("the mail", arrived)
+    return received
+
+
+def test_encrypt_is_content_with_a_certificate_of_ours(pod: Pod) -> None:
+    """Without one Postfix at `encrypt` keeps the mail; with any, as docs/interception.md says, it is delivered."""
+    marker, recipient, before = "encrypt-end", "user6@dane.test", len(pod.smtpguard.log)
+    with pod.sender.settings(smtp_tls_security_level="encrypt"), pod.heard() as ear:
+        with pod.redirected("nftables"):
+            send(pod, recipient, marker)
+            deferred(pod, recipient, NOT_OFFERED)
+            assert "event=intercepted" not in pod.smtpguard.log[before:]  # Postfix has not told us for whom it is
+            assert not pod.delivered(marker)
+        with pod.redirected("nftables", port=WITH_CERTIFICATE):
+            assert OURS_BY_TLS in flushed(pod, marker)
+    assert_verified(pod, delivered_line(pod.sender, recipient), "dane")
+    assert_nothing_in_clear(ear, marker)
+
+
+VERIFYING = {
+    "dane": {"smtp_tls_security_level": "dane", "smtp_dns_support_level": "dnssec"},
+    "map": {"smtp_tls_policy_maps": "inline:{dane.test=secure}"},
+}
+"""Settings by which Postfix verifies mail hosts itself."""
+
+
+@pytest.mark.parametrize("way", VERIFYING)
+def test_verification_must_be_left_to_us(pod: Pod, way: str) -> None:
+    """Postfix that looks for the mail host's certificate keeps the mail, whether it finds none or ours; back at `may`,
+    as docs/interception.md says, the mail is delivered, verified by smtpguard."""
+    marker, recipient = f"strict-{way}-end", f"user6{list(VERIFYING).index(way)}@dane.test"
+    with pod.heard() as ear:
+        with pod.sender.settings(**VERIFYING[way]):
+            with pod.redirected("nftables"):
+                send(pod, recipient, marker)
+                deferred(pod, recipient, NOT_OFFERED)
+            with pod.redirected("nftables", port=WITH_CERTIFICATE):
+                pod.sender.flush()
+                deferred(pod, recipient, "Server certificate not verified")
+        assert not pod.delivered(marker)
+        with pod.redirected("nftables"):
+            flushed(pod, marker)
+    assert_verified(pod, delivered_line(pod.sender, recipient), "dane")
+    assert_nothing_in_clear(ear, marker)
+
+
+def test_may_takes_a_certificate_of_ours(pod: Pod) -> None:
+    """A listener that serves MTAs at `encrypt` serves those at `may` too, in TLS."""
+    marker = "may-certificate-end"
+    with pod.heard() as ear, pod.redirected("nftables", port=WITH_CERTIFICATE):
+        send(pod, "user7@dane.test", marker)
+        (received,) = wait_for("the mail", lambda: pod.delivered(marker))
+    assert OURS_BY_TLS in received
+    assert_nothing_in_clear(ear, marker)
+
+
+def test_our_walk_goes_on_to_the_second_host(pod: Pod) -> None:
+    """The host that Postfix chose shows a wrong certificate: smtpguard delivers to the domain's other host, and Postfix
+    hears of one delivery."""
+    marker, recipient = "second-end", "user8@swap.test"
+    with pod.heard() as ear, pod.redirected("nftables"):
+        send(pod, recipient, marker)
+        wait_for("the mail", lambda: pod.delivered(marker))
+    line = delivered_line(pod.sender, recipient)
+    assert f"relay=mx.swap.test[{SITES['swap']}]:25" in line
+    assert f"(second.swap.test[{SECOND['swap']}]:25 dane " in line
+    assert len(pod.sender.lines_about(recipient)) == 1
+    decision = assert_verified(pod, line, "swap")
+    skipped = rf"event=host_skipped id={re.escape(decision)} .* mx=mx\.swap\.test .* reason=dane/no-match "
+    assert re.search(skipped, pod.smtpguard.log)
+    assert_nothing_in_clear(ear, marker)
+
+
+def test_postfix_goes_on_to_the_second_host(pod: Pod) -> None:
+    """Nobody answers at the host that Postfix chose: it hears 421 and chooses the next, as it would without us."""
+    marker, recipient = "away-end", "user8@away.test"
+    with pod.heard() as ear, pod.redirected("nftables"):
+        before = len(pod.sender.log)
+        send(pod, recipient, marker)
+        wait_for("the mail", lambda: pod.delivered(marker))
+    line = delivered_line(pod.sender, recipient)
+    assert f"relay=second.away.test[{SECOND['away']}]:25" in line
+    assert_verified(pod, line, "away")
+    assert f"host mx.away.test[{SITES['away']}] refused to talk to me: 421 4.4.1 " in pod.sender.log[before:]
+    assert_nothing_in_clear(ear, marker)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_gateway_by_tproxy(pod: Pod, domain: str) -> None:
+    """MX-17, INV-04: another host's Postfix sends through this one, addresses untouched; under attack its queue holds
+    the mail."""
+    marker, recipient = f"tproxy-{domain}-end", f"user4@{domain}.test"
+    with pod.heard() as ear, pod.redirected("tproxy"):
+        with Stripper().attacking():
+            pod.unmodified["routed"].send(recipient, message(marker))
+            line = wait_for("the deferral", lambda: pod.routed.last_line(recipient))
+        assert f"451 4.7.4 [tls/no-starttls] mx.{domain}.test[{SITES[domain]}]:25: TLS is required" in line
+        assert not pod.delivered(marker)
+        pod.routed.flush()
         (received,) = wait_for("the mail", lambda: pod.delivered(marker))
     assert b"with ESMTPS" in received
-    assert re.search(rf"event=delivered .* domain={domain}\.test .*auth=dane ", pod.smtpguard.log)
+    line = delivered_line(pod.routed, recipient)
+    assert f"relay=mx.{domain}.test[{SITES[domain]}]:25" in line
+    assert_verified(pod, line, domain)
     assert_nothing_in_clear(ear, marker)
 
 
@@ -139,13 +237,16 @@ def test_local_mail_is_not_redirected(pod: Pod) -> None:
 @pytest.mark.parametrize("rules", RULES)
 def test_rules_that_do_not_exempt_us(pod: Pod, rules: str) -> None:
     """MX-17: our own connection comes back and is recognised: one session too many, not one without end."""
+    counters = ("smtpguard_sessions_total", "smtpguard_violations_total")
     with pod.heard() as ear, pod.redirected(rules, user="64999"):
         recipient = f"user5{RULES.index(rules)}@loop.test"
+        with pod.network.entered():
+            sessions, violations = (pod.smtpguard.counted(name) for name in counters)
         send(pod, recipient, "loop-marker-end")
         line = wait_for("the deferral", lambda: pod.sender.last_line(recipient))
         with pod.network.entered():
-            assert pod.smtpguard.counted("smtpguard_sessions_total") <= 4
-            assert pod.smtpguard.counted("smtpguard_violations_total") >= 1
+            assert pod.smtpguard.counted(counters[0]) <= sessions + 4
+            assert pod.smtpguard.counted(counters[1]) > violations
     assert "[intercept/own-traffic]" in line
     assert "kind=own_traffic" in pod.smtpguard.log
     assert not ear.heard(b"EHLO")

@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.interop.processes import run
 
 KNOT, UNBOUND = "127.53.0.1", "127.0.0.1"
+TRUSTED = f"{UNBOUND}\noptions edns0 trust-ad"
+"""UNBOUND in a resolv.conf as systemd-resolved writes it: programs may believe what it says of DNSSEC."""
 SHIPPED = Path(__file__).parents[2] / "deploy" / "unbound" / "smtpguard.conf"
 _SOA = "$TTL 5\n@ SOA ns.test. hostmaster.test. 1 3600 600 86400 5\n@ NS ns.test.\n"
 
