@@ -26,7 +26,6 @@ from tests.interop.processes import (
     spawn,
     spawn_exim,
     spawn_opensmtpd,
-    wait_for,
 )
 from tests.interop.zones import KNOT, UNBOUND, Zone
 
@@ -163,7 +162,7 @@ ca_file = "{trust}"
 """
     )
     lab.smtpguard.start()
-    wait_for("the canary's verdict", lambda: "state=validating" in lab.smtpguard.log)
+    lab.smtpguard.logged("state=validating")
 
 
 def _spawn(lab: Lab, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:

@@ -18,7 +18,7 @@ from tests.interop import zones
 from tests.interop.hosts import receiving_exim, receiving_opensmtpd, receiving_postfix, serve_policies, smtpd
 from tests.interop.namespace import Network, own_network
 from tests.interop.path import Ear
-from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, spawn, wait_for
+from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, spawn
 from tests.interop.unmodified import Unmodified, debian_postfix, default_exim, default_opensmtpd
 from tests.interop.zones import TRUSTED, UNBOUND, Zone
 
@@ -95,9 +95,8 @@ class Pod:
         for postfix in (self.sender, self.routed):
             if "Mail queue is empty" not in postfix.queue():
                 postfix.purge()
-        since_start = self.smtpguard.log.rpartition("stage=ready")[2]
-        if "event=host_skipped" in since_start or "event=delivery_refused" in since_start:
-            with self.network.entered():
+        with self.network.entered():
+            if any(self.smtpguard.counted(f"smtpguard_{what}_total") for what in ("hosts_skipped", "refusals")):
                 self.smtpguard.stop()
                 self.smtpguard.start()
 
@@ -249,7 +248,7 @@ level = "debug"
     )
     with pod.network.entered():
         pod.smtpguard.start()
-    wait_for("the canary's verdict", lambda: "state=validating" in pod.smtpguard.log)
+    pod.smtpguard.logged("state=validating")
 
 
 def _spawn(pod: Pod, name: str, *command: str | Path, ready: Callable[[], bool]) -> None:

@@ -294,6 +294,10 @@ class Smtpguard:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def logged(self, pattern: str, since: int = 0) -> None:
+        """Wait for a line: they are written up to a tenth of a second after what they tell of."""
+        wait_for(f"a line like {pattern}", lambda: re.search(pattern, self.log[since:]))
+
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of the admin server's answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=5)

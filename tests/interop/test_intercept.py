@@ -34,7 +34,7 @@ def delivered_line(postfix: Postfix, recipient: str) -> str:
 def assert_verified(pod: Pod, line: str, domain: str) -> str:
     """The id in Postfix's line of a delivery is that of one verified by DANE."""
     (decision,) = re.findall(r" dane (\S+)\)\)$", line)
-    assert re.search(rf"event=delivered id={re.escape(decision)} domain={domain}\.test .*auth=dane ", pod.smtpguard.log)
+    pod.smtpguard.logged(rf"event=delivered id={re.escape(decision)} domain={domain}\.test .*auth=dane ")
     return decision
 
 
@@ -52,8 +52,7 @@ def test_delivered_and_verified(pod: Pod, rules: str, domain: str) -> None:
     line = delivered_line(pod.sender, recipient)
     assert f"relay=mx.{domain}.test[{SITES[domain]}]:25" in line  # Postfix saw nothing but the mail host
     decision = assert_verified(pod, line, domain)
-    mapped = rf"event=intercepted id={re.escape(decision)} .*verdict=mapped mx=mx\.{domain}\.test"
-    assert re.search(mapped, pod.smtpguard.log)
+    pod.smtpguard.logged(rf"event=intercepted id={re.escape(decision)} .*verdict=mapped mx=mx\.{domain}\.test")
     assert_nothing_in_clear(ear, marker)
 
 
@@ -172,8 +171,7 @@ def test_our_walk_goes_on_to_the_second_host(pod: Pod) -> None:
     assert f"(second.swap.test[{SECOND['swap']}]:25 dane " in line
     assert len(pod.sender.lines_about(recipient)) == 1
     decision = assert_verified(pod, line, "swap")
-    skipped = rf"event=host_skipped id={re.escape(decision)} .* mx=mx\.swap\.test .* reason=dane/no-match "
-    assert re.search(skipped, pod.smtpguard.log)
+    pod.smtpguard.logged(rf"event=host_skipped id={re.escape(decision)} .* mx=mx\.swap\.test .* reason=dane/no-match ")
     assert_nothing_in_clear(ear, marker)
 
 
@@ -248,7 +246,7 @@ def test_rules_that_do_not_exempt_us(pod: Pod, rules: str) -> None:
             assert pod.smtpguard.counted(counters[0]) <= sessions + 4
             assert pod.smtpguard.counted(counters[1]) > violations
     assert "[intercept/own-traffic]" in line
-    assert "kind=own_traffic" in pod.smtpguard.log
+    pod.smtpguard.logged("kind=own_traffic")
     assert not ear.heard(b"EHLO")
 
 

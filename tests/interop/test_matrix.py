@@ -1,6 +1,5 @@
 """Each MTA that sends, through smtpguard, to each MTA that receives."""
 
-import re
 import smtplib
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def test_delivered(lab: Lab, sender: str, domain: str) -> None:
     (received,) = wait_for(f"mail to {domain}", lambda: lab.delivered(f"Subject: {marker}".encode()))
     assert below_trace(received) == sent.replace(b"\r\n", b"\n")
     how = "" if domain == "osmtpd.test" else "auth=dane "
-    wait_for("the log line", lambda: re.search(rf"event=delivered .*domain={domain} .*{how}", lab.smtpguard.log))
+    lab.smtpguard.logged(rf"event=delivered .*domain={domain} .*{how}")
 
 
 # Postfix last: the lab ends smtpguard where mail is left in its queue, and OpenSMTPD waits long after that.
