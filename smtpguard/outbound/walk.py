@@ -163,10 +163,9 @@ class Walk:
             self._fail(Reason(ReasonCode.LOOP, hosts[0].name, "own_names"))
         lacking: list[MxHost] = []
         for number, host in enumerate(usable):
-            last = number == len(usable) - 1
+            last = number == len(usable) - 1 and not lacking
             plan = await gathering.plan(host)
-            strict = not last or bool(lacking)
-            ended = await self._try_plan(plan, host.name, addressees, strict=strict, last=last)
+            ended = await self._try_plan(plan, host.name, addressees, strict=not last, last=last)
             if ended is None:
                 lacking.append(host)
             elif ended:

@@ -422,6 +422,17 @@ async def test_an_8_bit_message_prefers_a_host_that_takes_it() -> None:
         assert (await one(world, "x@a.example", mail=line))[0].startswith("451")
 
 
+@pytest.mark.parametrize("stage", ["GREETING", "EHLO"])
+async def test_a_silent_last_host_leaves_time_for_one_without_8bitmime(autojump_clock: MockClock, stage: str) -> None:
+    """EXT-03, TO-04: the last of the list is not the last to be tried where a better one is to be asked again."""
+    async with open_world() as world:
+        _, second = await world.domain("a.example", A, B, EHLO=NO_8BIT)
+        second.answers[stage] = HANG
+        (reply,) = await one(world, "x@a.example", mail="MAIL FROM:<s@s.example> BODY=8BITMIME")
+        assert reply.startswith("250"), reply
+        assert "mx1.a.example" in reply
+
+
 async def test_recipients_beyond_the_limit_of_the_host_are_put_off() -> None:
     """EXT-12: RCPTMAX counts over the groups of one transaction; 452 4.5.3 for the rest."""
     async with open_world() as world:
