@@ -6,7 +6,7 @@ The rule alone, whatever the domain publishes; engine.py weighs the two.
 from dataclasses import replace
 from typing import assert_never
 
-from smtpguard.dns.records import LookupFailed, NoTlsa
+from smtpguard.dns.records import FailureKind, LookupFailed, NoTlsa
 from smtpguard.names import Domain
 from smtpguard.policy.model import (
     Authentication,
@@ -78,11 +78,15 @@ def _dane_only(rule: Rule, facts: HostFacts) -> Answer:
     """PF-08, POL-11: usable secure TLSA behind secure MX records, or not this host."""
     if facts.mx_host is None:  # DANE-27
         return _refused(ReasonCode.DANE_REQUIRED, rule, facts, "an address has no TLSA records")
-    if not mx_secure(facts):  # DANE-24
-        return _refused(ReasonCode.DANE_INSECURE_MX, rule, facts)
     match facts.dane:
         case Unknown():
             return Await(frozenset({Fact.DANE}))
+        case (
+            LookupFailed(kind=FailureKind.DNSSEC_LOST) as lost
+        ):  # "insecure" is this resolver's word, and worth nothing
+            return tlsa_failed(lost, facts)
+        case _ if not mx_secure(facts):  # DANE-24
+            return _refused(ReasonCode.DANE_INSECURE_MX, rule, facts)
         case LookupFailed() as failed:
             return tlsa_failed(failed, facts)
         case UsableTlsa() as tlsa:
