@@ -73,7 +73,7 @@ class Greeted:
 
 @dataclass(slots=True)
 class Opened:
-    """A host that showed what it must: a dialogue after the last EHLO, ready for MAIL."""
+    """A host that showed what it must: a dialogue after the last EHLO, ready for MAIL.  `messages` counts each MAIL."""
 
     candidate: Candidate
     link: ClientLink

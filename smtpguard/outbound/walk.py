@@ -295,6 +295,7 @@ class Walk:
             wire.close()
             return await self._offer_afresh(candidate, plan, addressees, last=last, until=until)
         self._full_sessions += 1
+        opened.messages += 1
         if isinstance(said, Exception):
             self._lost(opened, said)
             return self._full_sessions >= self.settings.max_full_sessions
@@ -309,7 +310,6 @@ class Walk:
             for addressee, reply in zip(undecided, replies, strict=True):
                 self._take(addressee, reply, opened)
         if any(addressee.accepted for addressee in undecided):
-            opened.messages += 1
             self.opened = opened
             return True
         if any(reply.code == 421 for reply in said):

@@ -267,6 +267,17 @@ async def test_an_interrupt_that_came_too_late_harms_nobody_else(autojump_clock:
         assert len(host.sessions) == 2
 
 
+@pytest.mark.parametrize("limit", ["MAILMAX=2", "RCPTDOMAINMAX=2"])
+@pytest.mark.parametrize("rcpt", ["250 2.1.5 ok", "550 5.1.1 no"])
+async def test_a_host_names_how_often_it_is_used(limit: str, rcpt: str) -> None:
+    """EXT-12, RFC 9422: MAILMAX counts each MAIL, refused recipients or not; a message may bring a domain more."""
+    async with open_world() as world:
+        (host,) = await world.domain("a.example", A, EHLO=f"250-mx\r\n250 LIMITS {limit}", RCPT=rcpt)
+        for _ in range(5):
+            await one(world, "x@a.example")
+        assert [sum(line.startswith("MAIL") for line in session) for session in host.sessions] == [2, 2, 1]
+
+
 async def test_a_host_that_says_421_is_not_kept() -> None:
     async with open_world() as world:
         await world.domain("a.example", A, MAIL="421 4.3.2 going")
