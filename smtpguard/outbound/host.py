@@ -120,7 +120,6 @@ class Hosts:
         memory: FailureMemory[MemoryKey],
         sessions: Sessions,
         clock: Clock,
-        handshakes: trio.CapacityLimiter,
     ) -> None:
         self._settings = settings
         self._roots = roots
@@ -128,7 +127,6 @@ class Hosts:
         self._memory = memory
         self._sessions = sessions
         self._clock = clock
-        self._handshakes = handshakes
 
     def judge(self, requirement: Requirement, outcome: TlsOutcome, subject: str) -> Deliver | TryNextMx:
         """The verdict on what a host showed, now."""
@@ -313,9 +311,8 @@ class Hosts:
         if not link.extensions.has("STARTTLS"):
             return TlsOutcome(StartTls.NOT_OFFERED)
         try:
-            async with self._handshakes:
-                with trio.fail_after(self._settings().budgets.handshake):
-                    return await link.start_tls(self._context(requirement.tls_floor), requirement.sni)
+            with trio.fail_after(self._settings().budgets.handshake):
+                return await link.start_tls(self._context(requirement.tls_floor), requirement.sni)
         except HandshakeFailed as failed:
             return failed.outcome
         except trio.TooSlowError:

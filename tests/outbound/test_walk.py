@@ -188,6 +188,22 @@ async def test_the_last_host_has_all_that_is_left(autojump_clock: MockClock, sta
         assert len(host.sessions) == 1
 
 
+async def test_handshakes_that_stall_are_in_nobodys_way(autojump_clock: MockClock) -> None:
+    """TO-03: a path that swallows large packets stalls every handshake of a big provider; others still get theirs."""
+    async with open_world() as world:
+        await world.domain("a0.example", A, EHLO="250-mx\r\n250 STARTTLS", STARTTLS="220 2.0.0 and no more")
+        for number in range(1, 100):
+            world.zone.nodes[parse_domain(f"a{number}.example")] = Node(mx=["10 mx1.a0.example"])
+        transactions = [world.transaction() for _ in range(100)]
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number, transaction in enumerate(transactions):
+                nursery.start_soon(world.rcpt, transaction, f"x@a{number}.example")
+        assert trio.current_time() - began <= 62
+        for transaction in transactions:
+            transaction.close()
+
+
 async def test_a_host_that_did_not_greet_is_remembered(autojump_clock: MockClock) -> None:
     """DESIGN §6 host memory: the next message does not wait for it again; a refused EHLO is not remembered."""
     async with open_world() as world:
