@@ -217,13 +217,19 @@ class InterceptedWalk(Walk):
             there, hop = replace(plan, addresses=(address,)), self.next_hop
             # The leave that `intercept_direct` gave the first connection to this address holds for each further one.
             self.next_hop = replace(hop, routed=hop.routed or self.interception.direct)
+            last = set(plan.addresses) <= {address} and not await self._has_others(located.host, gathering)
             try:
-                if await self._try_plan(there, located.host, addressees, strict=False, last=False):
+                if await self._try_plan(there, located.host, addressees, strict=False, last=last):
                     return
             finally:
                 self.next_hop = hop
             self._tried = located.host
         await super()._walk(gathering, addressees)
+
+    async def _has_others(self, name: str, gathering: Gathering) -> bool:
+        """Does the next hop have mail hosts beside this one?"""
+        hosts = await gathering.hosts() if self.next_hop.address is None else ()
+        return not isinstance(hosts, Reason) and any(host.name != name for host in self._better_than_us(hosts))
 
     async def _elsewhere(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
         """The address is nobody's: the MTA may have been lied to, or means a relay that we were not told of."""

@@ -358,6 +358,27 @@ async def test_a_host_that_the_policy_does_not_list(tmp_path: Path) -> None:
         assert [session.commands for session in second.sessions] == [["EHLO second.sender.example", "QUIT"]]
 
 
+@pytest.mark.parametrize("recipient", ["u@a.example", "u@[127.10.1.1]"])
+async def test_the_only_host_has_all_the_time(tmp_path: Path, recipient: str) -> None:
+    """TO-04: half of the budget is for a host that others come after; this one is slow, and there is no other."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.budget(rcpt=1.5)
+        go = trio.Event()
+        rig.behave(A.domain, held={Stage.RCPT: go})
+        client = await there.client(there.mx(A.domain))
+        async with trio.open_nursery() as nursery:
+            replies: list[str] = []
+
+            async def ask() -> None:
+                replies.append(await rcpt(client, recipient))
+
+            nursery.start_soon(ask)
+            await trio.sleep(1.1)
+            go.set()
+        assert replies[0].startswith("250 2.1.5 ok")
+        await client.quit()
+
+
 # -- whose the address is
 
 
