@@ -23,6 +23,7 @@ from smtpguard.events import (
     HostSkipped,
     Intercepted,
     InterceptedElsewhere,
+    SessionClosed,
     Violation,
 )
 from smtpguard.names import parse_domain
@@ -196,6 +197,40 @@ async def test_a_host_that_cannot_serve_is_the_mta_s_to_replace(
         (refused,) = rig.of(DeliveryRefused)
         assert (refused.domain, refused.stage, refused.recipients) == ("[127.10.1.1]", "greeting", 0)
         assert shown(refused.reply) == reply
+        client.conversation.close()
+
+
+@pytest.mark.parametrize("stage", [Stage.GREETING, Stage.EHLO])
+async def test_an_mta_that_leaves_before_the_greeting(tmp_path: Path, stage: Stage) -> None:
+    """SMTP-17: the host's silence is waited for only as long as somebody waits for us."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        go = trio.Event()
+        rig.behave(A.domain, held={stage: go})
+        client = await there.connect(there.mx(A.domain))
+        with trio.fail_after(5):
+            while not rig.internet.hosts[A.domain].mx.sessions:
+                await trio.sleep(0.005)
+        await trio.sleep(0.05)
+        client.conversation.close()
+        with trio.fail_after(2):
+            while not rig.of(SessionClosed):
+                await trio.sleep(0.005)
+        assert rig.of(SessionClosed)[0].cause == "lost"
+        go.set()
+        await until_ended(rig, A.domain)
+        assert not rig.of(DeliveryRefused)
+
+
+async def test_an_mta_that_talks_before_the_greeting(tmp_path: Path) -> None:
+    """EXT-24: that is no leaving; what it said is judged when it is greeted."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        go = trio.Event()
+        rig.behave(A.domain, held={Stage.GREETING: go})
+        client = await there.connect(there.mx(A.domain))
+        await client.conversation.send(b"EHLO mta.example\r\n")
+        await trio.sleep(0.05)
+        go.set()
+        assert (await client.reply()).code == 220
         client.conversation.close()
 
 
