@@ -11,6 +11,7 @@ from smtpguard.names import Domain
 from smtpguard.policy.model import (
     Authentication,
     Await,
+    Encryption,
     Fact,
     HostFacts,
     Level,
@@ -115,8 +116,9 @@ def _named(asked: Requirement, rule: Rule) -> Requirement:
 
 
 def tightened(asked: Requirement, rule: Rule) -> Requirement:
-    """With the rule's min_tls, which holds also where the domain decides: it can only ask for more."""
-    if rule.min_tls is None or asked.tls_floor >= rule.min_tls:
+    """With the rule's min_tls, which holds also where the domain decides: it can only ask for more.  So it holds where
+    TLS is required: elsewhere a host with an older one would get the mail in clear (CH-26)."""
+    if rule.min_tls is None or asked.encryption is not Encryption.REQUIRED or asked.tls_floor >= rule.min_tls:
         return asked
     return replace(asked, tls_floor=rule.min_tls)
 

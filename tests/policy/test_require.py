@@ -405,9 +405,9 @@ def test_sts_29_testing_is_observed_beside_any_rule():
 
 
 def test_min_tls_holds_also_where_the_domain_decides():
-    """PF-13: a floor can only ask for more."""
+    """PF-13: a floor can only ask for more; where TLS is not required it would ask for clear text."""
     for level, facts in [
-        (Level.AUTO, FACTS),
+        (Level.ENCRYPT, FACTS),
         (Level.AUTO, replace(FACTS, dane=USABLE)),
         (Level.MAY, replace(FACTS, sts=ENFORCE)),
         (Level.DANE, replace(FACTS, dane=USABLE)),
@@ -415,6 +415,9 @@ def test_min_tls_holds_also_where_the_domain_decides():
     ]:
         asked = _asked(require(applied(_rule(level, min_tls=TlsVersion.TLS_1_3)), facts, TODAY))
         assert asked.tls_floor is TlsVersion.TLS_1_3
+    for level in (Level.AUTO, Level.MAY, Level.DANE):
+        asked = _asked(require(applied(_rule(level, min_tls=TlsVersion.TLS_1_3)), FACTS, TODAY))
+        assert asked.tls_floor is TlsVersion.TLS_1_2
 
 
 def test_on_failure_permfail_is_for_what_the_rule_itself_asks():
