@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from smtpguard.clock import Clock
 from smtpguard.names import Domain, IpAddress
-from smtpguard.net.connect import ConnectFailed, ConnectFailure, Verdict, connect
+from smtpguard.net.connect import ConnectFailed, Verdict, connect
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.limits import FailureMemory
 from smtpguard.net.link import ClientLink
@@ -234,7 +234,7 @@ class Hosts:
             return HostFailed(
                 candidate,
                 (Reason(ReasonCode.CONNECT_FAILED, subject, wire.detail),),
-                unreachable=wire.kind is not ConnectFailure.LOCAL,
+                unreachable=not wire.is_ours,
             )
         self._sessions.add(wire)
         if self._settings().addresses.reached_ourselves(wire.local, wire.peer):
