@@ -36,6 +36,7 @@ from smtpguard.mtasts.store import Store
 from smtpguard.names import Domain, IpAddress, NameInvalid, parse_mail_domain
 from smtpguard.net.listen import Bind
 from smtpguard.outbound.probe import DomainReport, HostReport, probe
+from smtpguard.outbound.settings import OutboundListener
 from smtpguard.telemetry.outcomes import DIRECTIONS, OUTCOMES
 
 _CANARY_SECONDS = 15.0
@@ -130,12 +131,13 @@ def probe_command(domains: tuple[str, ...], as_json: bool, config: Path) -> None
 async def _probe_all(settings: Settings, domains: list[Domain | IpAddress], as_json: bool) -> list[DomainReport]:
     """Probe a few at a time, printing each as it comes; progress goes to stderr where there are many."""
     engine = Engine(settings, Store.open(None, discard), SYSTEM_CLOCK, discard)
+    listener = settings.listeners[0] if settings.listeners else OutboundListener("", (), "smtp", settings.hostname)
     reports: list[DomainReport] = []
     limit = trio.CapacityLimiter(_PROBES_AT_ONCE)
 
     async def one(domain: Domain | IpAddress) -> None:
         async with limit:
-            report = await probe(domain, engine.services, engine.outbound, settings.listeners[0])
+            report = await probe(domain, engine.services, engine.outbound, listener)
         reports.append(report)
         click.echo(msgspec.json.encode(report.as_json()).decode() if as_json else _shown(report))
         if len(domains) > 1 and not as_json and sys.stderr.isatty():

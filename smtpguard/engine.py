@@ -39,7 +39,6 @@ from smtpguard.tls.outcome import TlsVersion
 from smtpguard.tls.pkix import RootStore
 
 _CANARY_TABLE = "canary"
-_HANDSHAKES = 64
 _VERDICTS: MappingProxyType[type[Verdict | None], str] = MappingProxyType(
     {NoneType: "none", Validates: "validates", Contradicts: "contradicts", Unreachable: "unreachable"}
 )
@@ -105,7 +104,6 @@ class Engine:
             memory=self.memory,
             sessions=self.host_wires,
             clock=clock,
-            handshakes=trio.CapacityLimiter(_HANDSHAKES),
         )
         self.pool = Pool(lambda: self.outbound, self.hosts, clock)
         self.services = Services(

@@ -112,7 +112,8 @@ class Delivered(Event):
 class DeliveryRefused(Event):
     """Recipients were refused or deferred: by us (`reason` set) or by the next hop (`relayed`).
 
-    Outbound `mx`, `address` and `port` are the mail host's; inbound `listener` and `client` say who was refused.
+    Outbound `mx`, `address` and `port` are the mail host's, and `why` is what other hosts of the domain said before
+    `reply`; inbound `listener` and `client` say who was refused.
     """
 
     name: ClassVar[str] = "delivery_refused"

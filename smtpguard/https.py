@@ -15,7 +15,7 @@ import trio
 from OpenSSL import SSL
 
 from smtpguard.clock import Clock
-from smtpguard.dns.records import LookupFailed, RdType
+from smtpguard.dns.records import FailureKind, LookupFailed, RdType
 from smtpguard.dns.resolver import Lookups
 from smtpguard.names import Domain, IpAddress
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Wire, WireLost
@@ -31,6 +31,8 @@ _PORT = 443
 class HttpFailure(Enum):
     """The step at which a request failed, in the order of the steps."""
 
+    LOCAL = "local"
+    """At none: something is lacking here, and nothing is known about the host."""
     DNS = "dns"
     FORBIDDEN = "forbidden"
     """Every address of the host is one this machine may not connect to."""
@@ -66,6 +68,9 @@ class Refused(Protocol):
 
     @property
     def detail(self) -> str: ...
+
+    @property
+    def is_exhaustion(self) -> bool: ...
 
 
 Open = Callable[[IpAddress, int], Awaitable[Wire | Refused]]
@@ -142,8 +147,9 @@ class HttpsClient:
         addresses = _in_turn(found[RdType.AAAA], found[RdType.A])
         if not addresses:
             if failed:
+                ours = all(lookup.kind in (FailureKind.BUSY, FailureKind.NETWORK) for lookup in failed)
                 return HttpFailed(
-                    HttpFailure.DNS,
+                    HttpFailure.LOCAL if ours else HttpFailure.DNS,
                     f"address lookup of {host}: {failed[0].kind.value}",
                     failed[0].reason_code,
                 )
@@ -163,7 +169,8 @@ class HttpsClient:
         where = f"{host}[{address}]:{self.port}"
         opened = await self.open(address, self.port)
         if not isinstance(opened, Wire):
-            return HttpFailed(HttpFailure.CONNECT, printable(f"{where}: {opened.detail}"), "http-connect")
+            kind = HttpFailure.LOCAL if opened.is_exhaustion else HttpFailure.CONNECT
+            return HttpFailed(kind, printable(f"{where}: {opened.detail}"), "http-connect")
         wire = opened
         try:
             # RFC 8461 §7.1: the SNI is the policy host.

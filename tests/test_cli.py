@@ -212,6 +212,23 @@ def test_probe_says_what_fails(config: Path) -> None:
     assert smtpguard("probe", "not a domain", "--config", config).returncode == 2
 
 
+def test_probe_needs_no_outbound_listener(config: Path) -> None:
+    """Who has only a way in still wants to see what others would meet; EHLO is then the host's own name."""
+    inbound = """[[listener]]
+role = "inbound"
+bind = ["127.0.0.1:1"]
+tls = "none"
+upstream = "127.0.0.1:2"
+pass_client = "xclient"
+[dns]"""
+    text = config.read_text()
+    start, end = text.index("[[listener]]"), text.index("[dns]")
+    config.write_text(text[:start] + inbound + text[end + len("[dns]") :])
+    done = smtpguard("probe", "nowhere.example", "--json", "--config", config)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["reason"] == "dns/failure"
+
+
 @pytest.mark.parametrize(
     ("errors", "code", "said"),
     [

@@ -331,7 +331,7 @@ class Resolver:
         with trio.move_on_after(self._settings.timeout_seconds) as waiting:
             await self._slots.acquire()
         if waiting.cancelled_caught:
-            return LookupFailed(name, rdtype, FailureKind.TIMEOUT, detail="too many look-ups in flight")
+            return LookupFailed(name, rdtype, FailureKind.BUSY, detail="too many look-ups in flight")
         try:
             return await self._ask_each(name, rdtype)
         finally:

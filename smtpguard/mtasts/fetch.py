@@ -33,7 +33,8 @@ async def fetch_policy(https: HttpsClient, domain: Domain) -> FetchedPolicy | St
     answer = await https.get(policy_host, POLICY_PATH)
     if isinstance(answer, HttpFailed):
         code = ReasonCode.STS_WEBPKI if answer.kind is HttpFailure.TLS else ReasonCode.STS_FETCH
-        return StsUnavailable(code, answer.detail, answer.code)
+        # RFC 8461 §3.3 lets mail go on without a policy that the domain cannot serve, not one that we cannot ask for.
+        return StsUnavailable(code, answer.detail, answer.code, defer=answer.kind is HttpFailure.LOCAL)
     if answer.status != 200:
         # RFC 8461 §3.3: 3xx MUST NOT be followed; only 200 is a success.
         return StsUnavailable(

@@ -126,14 +126,15 @@ def _layers(address: IpAddress) -> tuple[IpAddress, ...]:
 
 
 class ConnectFailure(Enum):
-    """What kind of failure it was.  LOCAL is ours (source address, descriptors, permission): the host is not
-    to blame.
+    """What kind of failure it was.  LOCAL is ours (source address, permission): the host is not to blame.  So is
+    EXHAUSTED (descriptors, memory), and it passes.
     """
 
     TIMEOUT = "timeout"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
     LOCAL = "local"
+    EXHAUSTED = "exhausted"
     OTHER = "other"
 
 
@@ -143,6 +144,16 @@ class ConnectFailed:
 
     kind: ConnectFailure
     detail: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Nothing is known about the host."""
+        return self.kind in (ConnectFailure.LOCAL, ConnectFailure.EXHAUSTED)
+
+    @property
+    def is_exhaustion(self) -> bool:
+        """This host has no room for a connection just now."""
+        return self.kind is ConnectFailure.EXHAUSTED
 
 
 _KINDS: Final = {
@@ -158,10 +169,10 @@ _KINDS: Final = {
     errno.EAFNOSUPPORT: ConnectFailure.LOCAL,
     errno.EACCES: ConnectFailure.LOCAL,
     errno.EPERM: ConnectFailure.LOCAL,
-    errno.EMFILE: ConnectFailure.LOCAL,
-    errno.ENFILE: ConnectFailure.LOCAL,
-    errno.ENOBUFS: ConnectFailure.LOCAL,
-    errno.ENOMEM: ConnectFailure.LOCAL,
+    errno.EMFILE: ConnectFailure.EXHAUSTED,
+    errno.ENFILE: ConnectFailure.EXHAUSTED,
+    errno.ENOBUFS: ConnectFailure.EXHAUSTED,
+    errno.ENOMEM: ConnectFailure.EXHAUSTED,
     errno.ENOENT: ConnectFailure.REFUSED,  # a Unix socket that is not there: nobody listens
     errno.EAGAIN: ConnectFailure.REFUSED,  # a Unix socket whose queue is full
 }

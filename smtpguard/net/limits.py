@@ -1,5 +1,4 @@
-"""How many at once, whom not to try again yet, and who was where of late?  (DESIGN §6: load toward a destination, host
-memory; §3: interception)
+"""Whom not to try again yet, and who was where of late?  (DESIGN §6: host memory; §3: interception)
 
 Pure counters: no waiting, no clock; `now` is seconds of the monotonic clock.
 """
@@ -16,43 +15,6 @@ K = TypeVar("K", bound=Hashable)
 FIRST_PAUSE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 600.0
 ADDRESS_MEMORY_SECONDS = 86_400.0
-
-
-class Slots(Generic[K]):
-    """At most `cap` holders per key.  Memory: one number per key that has a holder."""
-
-    __slots__ = ("_cap", "_taken")
-
-    def __init__(self, cap: int) -> None:
-        if cap < 1:
-            raise ValueError("a cap below 1 would never let anyone in")
-        self._cap = cap
-        self._taken: dict[K, int] = {}
-
-    def try_take(self, key: K) -> bool:
-        """Take a slot if one is free; who gets True calls `release` once."""
-        taken = self._taken.get(key, 0)
-        if taken >= self._cap:
-            return False
-        self._taken[key] = taken + 1
-        return True
-
-    def release(self, key: K) -> None:
-        """Give one slot back.  Raises ValueError if none is taken."""
-        taken = self._taken.get(key, 0)
-        if taken == 0:
-            raise ValueError(f"no slot of {key!r} is taken")
-        if taken == 1:
-            del self._taken[key]
-        else:
-            self._taken[key] = taken - 1
-
-    def taken(self, key: K) -> int:
-        """How many hold a slot of `key`."""
-        return self._taken.get(key, 0)
-
-    def __repr__(self) -> str:
-        return f"<Slots cap={self._cap} {self._taken!r}>"
 
 
 @dataclass(frozen=True, slots=True)

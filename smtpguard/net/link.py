@@ -187,11 +187,3 @@ class ServerLink:
         octets = self.dialogue.settle(slots)
         if octets:
             await self.wire.send(octets)
-
-    async def start_tls(self, context: SSL.Context) -> TlsOutcome:
-        """The handshake, after the 220 to STARTTLS was written.  Raises HandshakeFailed and what Wire
-        raises.
-        """
-        outcome = await self.wire.start_tls(context, server_side=True, sni=None)
-        self.dialogue.tls_started()
-        return outcome

@@ -1,9 +1,9 @@
 """Which facts does a verdict on each mail host need, and when are there enough of them?
 
-All look-ups start at once and run side by side: mail hosts beside MTA-STS, every host's addresses beside each other,
-its TLSA records right after them.  After each arrival `policy.require` is asked again; the first answer that is not
-`Await` is the verdict, and nothing more is waited for.  A cold DANE domain costs three sequential round trips: MX,
-addresses, TLSA (RFC 7672 §2.2.2: addresses first).
+The look-ups run side by side: mail hosts beside MTA-STS, the addresses of the first few hosts beside each other (of the
+others when it is their turn), TLSA records right after them.  After each arrival `policy.require` is asked again; the
+first answer that is not `Await` is the verdict, and nothing more is waited for.  A cold DANE domain costs three
+sequential round trips: MX, addresses, TLSA (RFC 7672 §2.2.2: addresses first).
 """
 
 from collections.abc import Callable, Sequence
@@ -54,6 +54,10 @@ from smtpguard.tls.dane import assess_tlsa
 
 UNKNOWN = Unknown()
 
+AHEAD = 4
+"""Hosts that are looked up beside each other.  Few domains have more, and one with 50 must not take every look-up that
+the resolver can have under way."""
+
 
 class StsLookups(Protocol):
     """What `mtasts.cache.StsCache` is to us."""
@@ -78,7 +82,7 @@ class Plan:
 class Gathering:
     """The look-ups for one next hop, running in the caller's nursery until it is cancelled.
 
-    `hosts()` gives the mail hosts in the order to try (a fresh shuffle), `plan(host)` the verdict on one of them.
+    `hosts()` gives the mail hosts in the order to try (shuffled once), `plan(host)` the verdict on one of them.
     """
 
     def __init__(
@@ -102,14 +106,18 @@ class Gathering:
         self._random = random
         self._digests = digests
         self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._destination: Destination | NoDestination | None = None
+        self._order: tuple[MxHost, ...] = ()
+        self._begun: set[MxHost] = set()
         self._sts: StsEvidence | Unknown = UNKNOWN
         self._addresses: dict[MxHost, HostAddresses | NoAddresses | LookupFailed] = {}
         self._dane: dict[MxHost, DaneEvidence] = {}
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Begin every look-up the verdicts can need."""
-        nursery.start_soon(self._find_hosts, nursery)
+        """Begin every look-up the first verdicts can need."""
+        self._nursery = nursery
+        nursery.start_soon(self._find_hosts)
         if self._sts_lookups is None or self._next_hop.domain is None:
             self._sts = NoSts()
         else:
@@ -123,16 +131,18 @@ class Gathering:
             failure = self._destination.failure
             code = failure.reason_code if failure is not None else ""
             return Reason(self._destination.code, self._next_hop.key, self._destination.detail, code)
-        return shuffled(self._destination.hosts, self._random)
+        return self._order
 
     async def addresses(self, host: MxHost) -> tuple[IpAddress, ...]:
         """The addresses of this host; none where the look-up failed, for `plan` to say why."""
+        self._begin(host)
         while (found := self._addresses.get(host)) is None:
             await self._changed.wait()
         return found.addresses if isinstance(found, HostAddresses) else ()
 
     async def plan(self, host: MxHost) -> Plan | TryNextMx:
         """What this host must show, or why it is out."""
+        self._begin(host)
         while True:
             verdict = self._verdict(host)
             if not isinstance(verdict, Await):
@@ -188,7 +198,7 @@ class Gathering:
             return Await(frozenset({Fact.DANE}))
         return Plan(host.name, found.addresses, verdict, facts)
 
-    async def _find_hosts(self, nursery: trio.Nursery) -> None:
+    async def _find_hosts(self) -> None:
         domain = self._next_hop.domain
         if domain is None:
             return
@@ -197,10 +207,19 @@ class Gathering:
             self._destination = Destination(domain, domain, Security.SECURE, (MxHost(domain, 0),))
         else:
             self._destination = await find_destination(self._lookups, domain)
-        self._arrived()
         if isinstance(self._destination, Destination):
-            for host in self._destination.hosts:
-                nursery.start_soon(self._find_host, host)
+            self._order = shuffled(self._destination.hosts, self._random)
+            self._begin(self._order[0])
+        self._arrived()
+
+    def _begin(self, host: MxHost) -> None:
+        """Look up this host and the next few in the order, as far as nobody has asked for them yet."""
+        assert self._nursery is not None
+        place = self._order.index(host)
+        for one in self._order[place : place + AHEAD]:
+            if one not in self._begun:
+                self._begun.add(one)
+                self._nursery.start_soon(self._find_host, one)
 
     async def _find_host(self, host: MxHost) -> None:
         addresses = await find_addresses(self._lookups, host.name, self._family)

@@ -15,7 +15,7 @@ from OpenSSL import SSL
 
 from smtpguard.clock import Clock
 from smtpguard.names import Domain, IpAddress
-from smtpguard.net.connect import ConnectFailed, ConnectFailure, Verdict, connect
+from smtpguard.net.connect import ConnectFailed, Verdict, connect
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.limits import FailureMemory
 from smtpguard.net.link import ClientLink
@@ -73,7 +73,7 @@ class Greeted:
 
 @dataclass(slots=True)
 class Opened:
-    """A host that showed what it must: a dialogue after the last EHLO, ready for MAIL."""
+    """A host that showed what it must: a dialogue after the last EHLO, ready for MAIL.  `messages` counts each MAIL."""
 
     candidate: Candidate
     link: ClientLink
@@ -120,7 +120,6 @@ class Hosts:
         memory: FailureMemory[MemoryKey],
         sessions: Sessions,
         clock: Clock,
-        handshakes: trio.CapacityLimiter,
     ) -> None:
         self._settings = settings
         self._roots = roots
@@ -128,7 +127,6 @@ class Hosts:
         self._memory = memory
         self._sessions = sessions
         self._clock = clock
-        self._handshakes = handshakes
 
     def judge(self, requirement: Requirement, outcome: TlsOutcome, subject: str) -> Deliver | TryNextMx:
         """The verdict on what a host showed, now."""
@@ -236,7 +234,7 @@ class Hosts:
             return HostFailed(
                 candidate,
                 (Reason(ReasonCode.CONNECT_FAILED, subject, wire.detail),),
-                unreachable=wire.kind is not ConnectFailure.LOCAL,
+                unreachable=not wire.is_ours,
             )
         self._sessions.add(wire)
         if self._settings().addresses.reached_ourselves(wire.local, wire.peer):
@@ -313,9 +311,8 @@ class Hosts:
         if not link.extensions.has("STARTTLS"):
             return TlsOutcome(StartTls.NOT_OFFERED)
         try:
-            async with self._handshakes:
-                with trio.fail_after(self._settings().budgets.handshake):
-                    return await link.start_tls(self._context(requirement.tls_floor), requirement.sni)
+            with trio.fail_after(self._settings().budgets.handshake):
+                return await link.start_tls(self._context(requirement.tls_floor), requirement.sni)
         except HandshakeFailed as failed:
             return failed.outcome
         except trio.TooSlowError:

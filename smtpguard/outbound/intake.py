@@ -190,7 +190,7 @@ class _Session:
         """Hear the greeting of the original destination before ours is sent; a reply: it cannot be (MX-17)."""
         met = await meet(
             original,
-            self._wire.peer,
+            self._wire,
             listener=self._listener,
             settings=self._settings,
             hosts=self._services.hosts,

@@ -7,15 +7,19 @@ deferred where the address is not one of the Internet, since then the MTA meant 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from typing import Final
+
+import trio
 
 from smtpguard.dns.records import MxHost
 from smtpguard.events import DeliveryRefused, Emit, Intercepted, InterceptedElsewhere
 from smtpguard.names import NameInvalid, parse_domain
 from smtpguard.net.connect import Verdict
 from smtpguard.net.endpoint import Endpoint
+from smtpguard.net.wire import Interrupted, Wire, WireLost
 from smtpguard.outbound.gather import Gathering, Plan
 from smtpguard.outbound.host import Candidate, Greeted, HostFailed, Hosts, Opened
 from smtpguard.outbound.report import host_opened, host_skipped, plan_skipped
@@ -77,7 +81,7 @@ def _key(candidate: Candidate) -> object:
 
 async def meet(
     original: Endpoint | None,
-    peer: Endpoint,
+    wire: Wire,
     *,
     listener: OutboundListener,
     settings: Outbound,
@@ -87,11 +91,12 @@ async def meet(
     """Before our own greeting: connect to the original destination and hear its greeting and EHLO.
 
     A Reason is the end of the session, as 421: the MTA tries its next mail host.  An address that may not be dialled is
-    no such end: whose mail it is for is not known yet.  `until` is on the monotonic clock.
+    no such end: whose mail it is for is not known yet.  `until` is on the monotonic clock.  Raises WireLost where the
+    MTA, at the other end of `wire`, leaves meanwhile.
     """
     if original is None or original.address is None or _is_listener(original, settings):
         return Reason(ReasonCode.NOT_REDIRECTED, str(original or ""))
-    if hosts.is_own_connection(peer):
+    if hosts.is_own_connection(wire.peer):
         return Reason(ReasonCode.OWN_TRAFFIC, str(original))
     address = original.address
     direct = any(address in network for network in listener.intercept_direct)
@@ -103,10 +108,24 @@ async def meet(
     candidate = Candidate(
         f"[{address}]", address, original.port, listener.source(address), listener.ehlo, routed=direct
     )
-    greeted = await hosts.greet_host(candidate, until=until)
+    greeted: Greeted | HostFailed | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_gone, wire, nursery.cancel_scope)
+        greeted = await hosts.greet_host(candidate, until=until)
+        nursery.cancel_scope.cancel()
+    if greeted is None:
+        raise WireLost("the MTA left before it was greeted")
     if isinstance(greeted, HostFailed):
         return greeted.reasons[-1]
     return Interception(original, direct, greeted=greeted)
+
+
+async def _cancel_when_gone(wire: Wire, scope: trio.CancelScope) -> None:
+    """Cancel `scope` at the end of what the peer sends; what it says before its turn is left unread."""
+    with suppress(WireLost, Interrupted):
+        if await wire.peek_client_hello(lambda _: False, limit=1):
+            return
+    scope.cancel()
 
 
 def _is_listener(end: Endpoint, settings: Outbound) -> bool:
@@ -217,13 +236,19 @@ class InterceptedWalk(Walk):
             there, hop = replace(plan, addresses=(address,)), self.next_hop
             # The leave that `intercept_direct` gave the first connection to this address holds for each further one.
             self.next_hop = replace(hop, routed=hop.routed or self.interception.direct)
+            last = set(plan.addresses) <= {address} and not await self._has_others(located.host, gathering)
             try:
-                if await self._try_plan(there, located.host, addressees, strict=False, last=False):
+                if await self._try_plan(there, located.host, addressees, strict=False, last=last):
                     return
             finally:
                 self.next_hop = hop
             self._tried = located.host
         await super()._walk(gathering, addressees)
+
+    async def _has_others(self, name: str, gathering: Gathering) -> bool:
+        """Does the next hop have mail hosts beside this one?"""
+        hosts = await gathering.hosts() if self.next_hop.address is None else ()
+        return not isinstance(hosts, Reason) and any(host.name != name for host in self._better_than_us(hosts))
 
     async def _elsewhere(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
         """The address is nobody's: the MTA may have been lied to, or means a relay that we were not told of."""

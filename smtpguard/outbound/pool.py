@@ -60,7 +60,7 @@ class Pool:
         """A connection is free, its transaction over (RSET done where one was open); it is kept or closed."""
         now = self._clock.monotonic()
         if (
-            opened.messages >= self._settings().pool_messages
+            opened.messages >= self._most_messages(opened)
             or now - opened.opened_at > self._settings().pool_age_seconds
             or self._count >= self._capacity
             or not opened.link.is_alive
@@ -70,6 +70,11 @@ class Pool:
         opened.link.wire.deadline = float("inf")
         self._idle.setdefault(opened.key, []).append((now, opened))
         self._count += 1
+
+    def _most_messages(self, opened: Opened) -> int:
+        """Ours, or what the host says (RFC 9422); each message may bring a recipient domain that is new to it."""
+        limits = map(opened.link.extensions.limit, ("MAILMAX", "RCPTDOMAINMAX"))
+        return min([self._settings().pool_messages, *(limit for limit in limits if limit is not None)])
 
     async def run(self) -> None:
         """Close what has been idle too long, once a second; all of it at the end."""

@@ -11,6 +11,7 @@ import trio
 from smtpguard.names import Domain, IpAddress
 from smtpguard.outbound.gather import Gathering, Plan
 from smtpguard.outbound.host import Candidate, HostFailed, Opened
+from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
 from smtpguard.outbound.walk import Services
 from smtpguard.policy.engine import auth_label
@@ -75,7 +76,7 @@ async def probe(
             gathering.start(nursery)
             if next_hop.address is not None:
                 literal = gathering.literal(next_hop.address)
-                reports += await _host(f"[{next_hop.address}]", literal, services, settings, listener, next_hop.port)
+                reports += await _host(f"[{next_hop.address}]", literal, services, settings, listener, next_hop)
             else:
                 hosts = await gathering.hosts()
                 if isinstance(hosts, Reason):
@@ -83,7 +84,7 @@ async def probe(
                     return _none(str(domain), next_hop.key, hosts)
                 for host in hosts:
                     plan = await gathering.plan(host)
-                    reports += await _host(host.name, plan, services, settings, listener, next_hop.port)
+                    reports += await _host(host.name, plan, services, settings, listener, next_hop)
             nursery.cancel_scope.cancel()
     first = next((report for report in reports if report.would == "deliver"), None)
     verdict = "deliver" if first is not None else "refuse"
@@ -110,7 +111,7 @@ async def _host(
     services: Services,
     settings: Outbound,
     listener: OutboundListener,
-    port: int,
+    next_hop: NextHop,
 ) -> list[HostReport]:
     assert not isinstance(plan, Await)
     if isinstance(plan, TryNextMx):
@@ -118,7 +119,8 @@ async def _host(
         return [_refused(name, "", reason.code.token.partition("/")[0], reason)]
     reports = []
     for address in plan.addresses[: settings.max_addresses]:
-        candidate = Candidate(name, address, port, listener.source(address), listener.ehlo)
+        source = listener.source(address)
+        candidate = Candidate(name, address, next_hop.port, source, listener.ehlo, next_hop.routed)
         opened = await services.hosts.open_host(candidate, plan.requirement, last=True, remember=False)
         if isinstance(opened, HostFailed):
             reports.append(_refused(name, str(address), plan.requirement.policy, opened.reasons[-1]))

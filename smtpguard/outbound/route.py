@@ -190,7 +190,7 @@ class Route:
                     stage=stage,
                     relayed=relayed if relayed is not None else code is None,
                     recipients=count,
-                    why=tuple(printable(one.reply.text) for one in walk.failures[-5:]),
+                    why=tuple(printable(one.reply.text) for one in walk.failures if one.reply != reply)[-5:],
                 )
             )
 

@@ -88,8 +88,6 @@ class Transaction:
             addressee.reply = self._own(ReasonCode.BAD_DOMAIN, "postmaster")
         elif not isinstance(domain, str) and self._settings.literals == "refuse":
             addressee.reply = self._own(ReasonCode.LITERAL_REFUSED, str(domain))
-        elif self._settings.max_octets and (self.mail.size or 0) > self._settings.max_octets:
-            addressee.reply = self._own(ReasonCode.TOO_BIG, "")
         else:
             return self._settings.routes.next_hop(domain)
         return None
@@ -201,11 +199,6 @@ class Transaction:
         if len(self._order) != 1:
             return None
         return self._order[0][1].rcpt.path.text.decode("utf-8", "replace")
-
-    @property
-    def has_recipients(self) -> bool:
-        """Somebody was accepted, so DATA may be asked."""
-        return any(route.live for route in self._routes.values())
 
     @property
     def live(self) -> list[Route]:

@@ -163,10 +163,9 @@ class Walk:
             self._fail(Reason(ReasonCode.LOOP, hosts[0].name, "own_names"))
         lacking: list[MxHost] = []
         for number, host in enumerate(usable):
-            last = number == len(usable) - 1
+            last = number == len(usable) - 1 and not lacking
             plan = await gathering.plan(host)
-            strict = not last or bool(lacking)
-            ended = await self._try_plan(plan, host.name, addressees, strict=strict, last=last)
+            ended = await self._try_plan(plan, host.name, addressees, strict=not last, last=last)
             if ended is None:
                 lacking.append(host)
             elif ended:
@@ -296,6 +295,7 @@ class Walk:
             wire.close()
             return await self._offer_afresh(candidate, plan, addressees, last=last, until=until)
         self._full_sessions += 1
+        opened.messages += 1
         if isinstance(said, Exception):
             self._lost(opened, said)
             return self._full_sessions >= self.settings.max_full_sessions
@@ -310,7 +310,6 @@ class Walk:
             for addressee, reply in zip(undecided, replies, strict=True):
                 self._take(addressee, reply, opened)
         if any(addressee.accepted for addressee in undecided):
-            opened.messages += 1
             self.opened = opened
             return True
         if any(reply.code == 421 for reply in said):

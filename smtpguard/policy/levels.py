@@ -6,11 +6,12 @@ The rule alone, whatever the domain publishes; engine.py weighs the two.
 from dataclasses import replace
 from typing import assert_never
 
-from smtpguard.dns.records import LookupFailed, NoTlsa
+from smtpguard.dns.records import FailureKind, LookupFailed, NoTlsa
 from smtpguard.names import Domain
 from smtpguard.policy.model import (
     Authentication,
     Await,
+    Encryption,
     Fact,
     HostFacts,
     Level,
@@ -78,11 +79,15 @@ def _dane_only(rule: Rule, facts: HostFacts) -> Answer:
     """PF-08, POL-11: usable secure TLSA behind secure MX records, or not this host."""
     if facts.mx_host is None:  # DANE-27
         return _refused(ReasonCode.DANE_REQUIRED, rule, facts, "an address has no TLSA records")
-    if not mx_secure(facts):  # DANE-24
-        return _refused(ReasonCode.DANE_INSECURE_MX, rule, facts)
     match facts.dane:
         case Unknown():
             return Await(frozenset({Fact.DANE}))
+        case (
+            LookupFailed(kind=FailureKind.DNSSEC_LOST) as lost
+        ):  # "insecure" is this resolver's word, and worth nothing
+            return tlsa_failed(lost, facts)
+        case _ if not mx_secure(facts):  # DANE-24
+            return _refused(ReasonCode.DANE_INSECURE_MX, rule, facts)
         case LookupFailed() as failed:
             return tlsa_failed(failed, facts)
         case UsableTlsa() as tlsa:
@@ -111,8 +116,9 @@ def _named(asked: Requirement, rule: Rule) -> Requirement:
 
 
 def tightened(asked: Requirement, rule: Rule) -> Requirement:
-    """With the rule's min_tls, which holds also where the domain decides: it can only ask for more."""
-    if rule.min_tls is None or asked.tls_floor >= rule.min_tls:
+    """With the rule's min_tls, which holds also where the domain decides: it can only ask for more.  So it holds where
+    TLS is required: elsewhere a host with an older one would get the mail in clear (CH-26)."""
+    if rule.min_tls is None or asked.encryption is not Encryption.REQUIRED or asked.tls_floor >= rule.min_tls:
         return asked
     return replace(asked, tls_floor=rule.min_tls)
 

@@ -36,7 +36,7 @@ class Certificate:
         """The certificate as `cryptography` reads it."""
         try:
             return x509.load_der_x509_certificate(self.der)
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:  # the second is no ValueError
             raise MalformedCertificateError(f"not an X.509 certificate: {error}") from error
 
     @property

@@ -571,8 +571,8 @@ async def test_lookups_in_flight_are_bounded_and_so_is_the_wait(autojump_clock: 
             for n in range(5):
                 nursery.start_soon(ask, n)
         assert len(in_flight) == 2
-        assert {failed(result).kind for result in results} == {FailureKind.TIMEOUT}
-        assert sum("too many" in failed(result).detail for result in results) == 3
+        kinds = [failed(result).kind for result in results]
+        assert sorted(kind.value for kind in kinds) == ["busy"] * 3 + ["timeout"] * 2
 
 
 async def test_a_resolver_that_stops_leaves_nobody_waiting() -> None:

@@ -1,13 +1,16 @@
 """mtasts.fetch: what counts as a policy, and under which code a failure is reported."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from smtpguard.dns.records import FailureKind
 from smtpguard.mtasts.fetch import FetchedPolicy, fetch_policy
 from smtpguard.mtasts.parse import Mode, StsUnavailable
-from smtpguard.names import Domain
+from smtpguard.names import Domain, IpAddress
+from smtpguard.net.connect import ConnectFailed, ConnectFailure
 from smtpguard.reasons import ReasonCode
 from tests.support.certificates import Issued, authority, issue
 from tests.support.clock import test_clock
@@ -67,6 +70,29 @@ async def test_wrong_certificate(nursery: trio.Nursery, tmp_path: Path) -> None:
     found = await fetch(nursery, tmp_path, response(), issue("x", ROOT, dns=["example.org"]))
     assert isinstance(found, StsUnavailable)
     assert (found.code, found.failure_code) == (ReasonCode.STS_WEBPKI, "X509_V_ERR_HOSTNAME_MISMATCH")
+
+
+@pytest.mark.parametrize("kind", [FailureKind.BUSY, FailureKind.NETWORK])
+async def test_a_look_up_that_failed_here_defers(nursery: trio.Nursery, tmp_path: Path, kind: FailureKind) -> None:
+    """Law 2, STS-15: only the domain's own failure may leave it without MTA-STS; ours lowers nothing."""
+    zone = Zone({"mta-sts.example.org": Node(fail=kind)})
+    found = await fetch_policy(https_client(PolicyHost([]), zone, ROOT, tmp_path, test_clock()), ORG)
+    assert isinstance(found, StsUnavailable)
+    assert (found.code, found.defer) == (ReasonCode.STS_FETCH, True)
+
+
+async def test_a_lack_of_descriptors_defers(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """Law 2: whoever makes us run out of them must not switch MTA-STS off."""
+    zone = Zone({"mta-sts.example.org": Node(a=["127.0.0.1"])})
+    for kind, defers in ((ConnectFailure.EXHAUSTED, True), (ConnectFailure.LOCAL, False)):
+
+        async def refuse(address: IpAddress, port: int, kind: ConnectFailure = kind) -> ConnectFailed:
+            return ConnectFailed(kind, "no")
+
+        client = replace(https_client(PolicyHost([]), zone, ROOT, tmp_path, test_clock()), open=refuse)
+        found = await fetch_policy(client, ORG)
+        assert isinstance(found, StsUnavailable)
+        assert (found.code, found.defer) == (ReasonCode.STS_FETCH, defers)
 
 
 async def test_host_name_too_long(tmp_path: Path) -> None:

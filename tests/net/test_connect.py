@@ -199,7 +199,7 @@ async def test_without_descriptors_the_failure_is_local() -> None:
         unix = await connect_unix("/nonexistent", clock=clock)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    expected = ConnectFailed(ConnectFailure.LOCAL, os.strerror(errno.EMFILE).lower())
+    expected = ConnectFailed(ConnectFailure.EXHAUSTED, os.strerror(errno.EMFILE).lower())
     assert tcp == unix == expected
 
 

@@ -1,46 +1,9 @@
-"""Counters: slots per key, and the memory of failures.  (DESIGN §6)"""
+"""The memories of failures and of addresses.  (DESIGN §6)"""
 
 from ipaddress import ip_address
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from smtpguard.names import parse_domain
-from smtpguard.net.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, AddressMemory, FailureMemory, Slots
-
-
-def test_slots_are_counted_per_key() -> None:
-    slots: Slots[str] = Slots(2)
-    assert [slots.try_take("a") for _ in range(3)] == [True, True, False]
-    assert slots.try_take("b")
-    slots.release("a")
-    assert slots.taken("a") == 1
-    assert slots.try_take("a")
-
-
-def test_a_slot_that_nobody_took_cannot_be_released() -> None:
-    slots: Slots[str] = Slots(1)
-    with pytest.raises(ValueError, match="no slot"):
-        slots.release("a")
-    with pytest.raises(ValueError, match="below 1"):
-        Slots(0)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=60))
-def test_slots_never_pass_the_cap_and_forget_what_is_free(steps: list[tuple[bool, str]]) -> None:
-    slots: Slots[str] = Slots(3)
-    held = {"a": 0, "b": 0, "c": 0}
-    for take, key in steps:
-        if take:
-            assert slots.try_take(key) == (held[key] < 3)
-            held[key] = min(3, held[key] + 1)
-        elif held[key]:
-            slots.release(key)
-            held[key] -= 1
-    assert all(slots.taken(key) == count for key, count in held.items())
-    assert set(slots._taken) == {key for key, count in held.items() if count}
+from smtpguard.net.limits import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, AddressMemory, FailureMemory
 
 
 def test_a_failed_address_is_skipped_60_s_doubling_to_10_min() -> None:

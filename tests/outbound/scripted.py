@@ -144,7 +144,7 @@ class World:
         family = trio.socket.AF_INET6 if ":" in address else trio.socket.AF_INET
         sock = trio.socket.socket(family)
         await sock.bind((address, self.port))
-        sock.listen(50)
+        sock.listen(200)
         self.nursery.start_soon(trio.serve_listeners, host.serve, [trio.SocketListener(sock)])
         return host
 
@@ -228,7 +228,6 @@ async def open_world(
         memory=memory,
         sessions=sessions,
         clock=clock,
-        handshakes=trio.CapacityLimiter(64),
     )
     services = Services(
         hosts=hosts,

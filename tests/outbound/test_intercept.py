@@ -23,6 +23,7 @@ from smtpguard.events import (
     HostSkipped,
     Intercepted,
     InterceptedElsewhere,
+    SessionClosed,
     Violation,
 )
 from smtpguard.names import parse_domain
@@ -199,6 +200,40 @@ async def test_a_host_that_cannot_serve_is_the_mta_s_to_replace(
         client.conversation.close()
 
 
+@pytest.mark.parametrize("stage", [Stage.GREETING, Stage.EHLO])
+async def test_an_mta_that_leaves_before_the_greeting(tmp_path: Path, stage: Stage) -> None:
+    """SMTP-17: the host's silence is waited for only as long as somebody waits for us."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        go = trio.Event()
+        rig.behave(A.domain, held={stage: go})
+        client = await there.connect(there.mx(A.domain))
+        with trio.fail_after(5):
+            while not rig.internet.hosts[A.domain].mx.sessions:
+                await trio.sleep(0.005)
+        await trio.sleep(0.05)
+        client.conversation.close()
+        with trio.fail_after(2):
+            while not rig.of(SessionClosed):
+                await trio.sleep(0.005)
+        assert rig.of(SessionClosed)[0].cause == "lost"
+        go.set()
+        await until_ended(rig, A.domain)
+        assert not rig.of(DeliveryRefused)
+
+
+async def test_an_mta_that_talks_before_the_greeting(tmp_path: Path) -> None:
+    """EXT-24: that is no leaving; what it said is judged when it is greeted."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        go = trio.Event()
+        rig.behave(A.domain, held={Stage.GREETING: go})
+        client = await there.connect(there.mx(A.domain))
+        await client.conversation.send(b"EHLO mta.example\r\n")
+        await trio.sleep(0.05)
+        go.set()
+        assert (await client.reply()).code == 220
+        client.conversation.close()
+
+
 async def test_an_unreachable_host_is_remembered(tmp_path: Path) -> None:
     """OUT-06: the second MTA hears at once what the first found out."""
     async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
@@ -356,6 +391,27 @@ async def test_a_host_that_the_policy_does_not_list(tmp_path: Path) -> None:
         assert "(mx.sts.example[127.10.1.1]:" in (await send(client, "u@sts.example"))[-1]
         assert verdicts(rig) == [("mapped", "mx2.sts.example")]
         assert [session.commands for session in second.sessions] == [["EHLO second.sender.example", "QUIT"]]
+
+
+@pytest.mark.parametrize("recipient", ["u@a.example", "u@[127.10.1.1]"])
+async def test_the_only_host_has_all_the_time(tmp_path: Path, recipient: str) -> None:
+    """TO-04: half of the budget is for a host that others come after; this one is slow, and there is no other."""
+    async with open_rig(tmp_path, [A]) as rig, open_redirection(rig) as there:
+        rig.budget(rcpt=1.5)
+        go = trio.Event()
+        rig.behave(A.domain, held={Stage.RCPT: go})
+        client = await there.client(there.mx(A.domain))
+        async with trio.open_nursery() as nursery:
+            replies: list[str] = []
+
+            async def ask() -> None:
+                replies.append(await rcpt(client, recipient))
+
+            nursery.start_soon(ask)
+            await trio.sleep(1.1)
+            go.set()
+        assert replies[0].startswith("250 2.1.5 ok")
+        await client.quit()
 
 
 # -- whose the address is

@@ -58,7 +58,6 @@ class Kit:
             memory=FailureMemory(),
             sessions=Sessions(self.clock),
             clock=self.clock,
-            handshakes=trio.CapacityLimiter(1),
         )
         self.pool = Pool(lambda: self.settings, hosts, self.clock, capacity)
 

@@ -7,9 +7,11 @@ import trio
 from trio.testing import MockClock
 
 from smtpguard.events import Delivered, DeliveryRefused, FinalReplyLost
+from smtpguard.names import parse_domain
 from smtpguard.outbound.settings import Outbound
 from smtpguard.reasons import ReasonCode
 from tests.outbound.scripted import DROP, HANG, open_world
+from tests.support.zone import Node
 
 A, B = "127.0.0.2", "127.0.0.3"
 
@@ -366,3 +368,19 @@ async def test_more_recipients_than_fit_in_one_window() -> None:
         assert set(codes(rcpt)) == {"250"}
         assert len(host.told("RCPT")) == 1000
         transaction.close()
+
+
+async def test_a_refusal_tells_what_the_other_hosts_said() -> None:
+    """Law 6: the last word stands in `reply`, and in `why` what came before it, never the same twice."""
+    async with open_world() as world:
+        (host,) = await world.domain("a.example", A, GREETING="450 4.3.2 first")
+        assert (await world.rcpt(world.transaction(), "x@a.example"))[0].startswith("450 4.3.2 first")
+        assert [event.why for event in world.of(DeliveryRefused)] == [()]
+        host.answers["GREETING"] = "220 mx"
+        second = await world.host(B, RCPT="450 4.2.0 second")
+        world.zone.nodes[parse_domain("mx2.a.example")] = Node(a=[B])
+        world.zone.nodes[parse_domain("a.example")] = Node(mx=["10 mx1.a.example", "20 mx2.a.example"])
+        assert (await world.rcpt(world.transaction(), "x@a.example"))[0].startswith("450 4.2.0 second")
+        (why,) = world.of(DeliveryRefused)[-1].why
+        assert "[host/remembered]" in why
+        assert second.told("RCPT")

@@ -188,6 +188,22 @@ async def test_the_last_host_has_all_that_is_left(autojump_clock: MockClock, sta
         assert len(host.sessions) == 1
 
 
+async def test_handshakes_that_stall_are_in_nobodys_way(autojump_clock: MockClock) -> None:
+    """TO-03: a path that swallows large packets stalls every handshake of a big provider; others still get theirs."""
+    async with open_world() as world:
+        await world.domain("a0.example", A, EHLO="250-mx\r\n250 STARTTLS", STARTTLS="220 2.0.0 and no more")
+        for number in range(1, 100):
+            world.zone.nodes[parse_domain(f"a{number}.example")] = Node(mx=["10 mx1.a0.example"])
+        transactions = [world.transaction() for _ in range(100)]
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number, transaction in enumerate(transactions):
+                nursery.start_soon(world.rcpt, transaction, f"x@a{number}.example")
+        assert trio.current_time() - began <= 62
+        for transaction in transactions:
+            transaction.close()
+
+
 async def test_a_host_that_did_not_greet_is_remembered(autojump_clock: MockClock) -> None:
     """DESIGN §6 host memory: the next message does not wait for it again; a refused EHLO is not remembered."""
     async with open_world() as world:
@@ -265,6 +281,17 @@ async def test_an_interrupt_that_came_too_late_harms_nobody_else(autojump_clock:
         await trio.sleep(2)
         assert (await one(world, "x@a.example"))[0].startswith("250")
         assert len(host.sessions) == 2
+
+
+@pytest.mark.parametrize("limit", ["MAILMAX=2", "RCPTDOMAINMAX=2"])
+@pytest.mark.parametrize("rcpt", ["250 2.1.5 ok", "550 5.1.1 no"])
+async def test_a_host_names_how_often_it_is_used(limit: str, rcpt: str) -> None:
+    """EXT-12, RFC 9422: MAILMAX counts each MAIL, refused recipients or not; a message may bring a domain more."""
+    async with open_world() as world:
+        (host,) = await world.domain("a.example", A, EHLO=f"250-mx\r\n250 LIMITS {limit}", RCPT=rcpt)
+        for _ in range(5):
+            await one(world, "x@a.example")
+        assert [sum(line.startswith("MAIL") for line in session) for session in host.sessions] == [2, 2, 1]
 
 
 async def test_a_host_that_says_421_is_not_kept() -> None:
@@ -420,6 +447,17 @@ async def test_an_8_bit_message_prefers_a_host_that_takes_it() -> None:
         world.services.pool.close()
         second.answers["GREETING"] = DROP  # it might have offered it
         assert (await one(world, "x@a.example", mail=line))[0].startswith("451")
+
+
+@pytest.mark.parametrize("stage", ["GREETING", "EHLO"])
+async def test_a_silent_last_host_leaves_time_for_one_without_8bitmime(autojump_clock: MockClock, stage: str) -> None:
+    """EXT-03, TO-04: the last of the list is not the last to be tried where a better one is to be asked again."""
+    async with open_world() as world:
+        _, second = await world.domain("a.example", A, B, EHLO=NO_8BIT)
+        second.answers[stage] = HANG
+        (reply,) = await one(world, "x@a.example", mail="MAIL FROM:<s@s.example> BODY=8BITMIME")
+        assert reply.startswith("250"), reply
+        assert "mx1.a.example" in reply
 
 
 async def test_recipients_beyond_the_limit_of_the_host_are_put_off() -> None:

@@ -317,12 +317,23 @@ def test_pol_11_dane_only(sts, permanent):
         answer = require(rules, replace(FACTS, dane=dane, sts=sts), TODAY)
         assert isinstance(answer, TryNextMx)
         assert (codes(answer), answer.permanent) == ([ReasonCode.DANE_REQUIRED], permanent)
-    for dane in (USABLE, NoTlsa(), Unknown(), TIMED_OUT):
+    for dane in (USABLE, NoTlsa(), TIMED_OUT):
         answer = require(rules, replace(INSECURE_MX, dane=dane, sts=sts), TODAY)
         assert codes(answer) == [ReasonCode.DANE_INSECURE_MX]
+    unknown = require(rules, replace(INSECURE_MX, dane=Unknown(), sts=sts), TODAY)
+    assert unknown == Await(frozenset({Fact.DANE}))
     failed = require(rules, replace(FACTS, dane=TIMED_OUT, sts=sts), TODAY)
     assert isinstance(failed, TryNextMx)
     assert not failed.permanent  # DNS stays 4xx
+
+
+@pytest.mark.parametrize("facts", [FACTS, INSECURE_MX])
+def test_dane_only_refuses_nothing_for_good_while_the_resolver_does_not_validate(facts):
+    """DESIGN §6 DNSSEC, CH-29: all MX records look insecure then, which says nothing about the domain."""
+    rules = applied(_rule(Level.DANE_ONLY, on_failure=OnFailure.PERMFAIL))
+    answer = require(rules, replace(facts, dane=LOST), TODAY)
+    assert isinstance(answer, TryNextMx)
+    assert (codes(answer), answer.permanent) == ([ReasonCode.DNSSEC_LOST], False)
 
 
 def test_pf_09_fingerprint():
@@ -394,9 +405,9 @@ def test_sts_29_testing_is_observed_beside_any_rule():
 
 
 def test_min_tls_holds_also_where_the_domain_decides():
-    """PF-13: a floor can only ask for more."""
+    """PF-13: a floor can only ask for more; where TLS is not required it would ask for clear text."""
     for level, facts in [
-        (Level.AUTO, FACTS),
+        (Level.ENCRYPT, FACTS),
         (Level.AUTO, replace(FACTS, dane=USABLE)),
         (Level.MAY, replace(FACTS, sts=ENFORCE)),
         (Level.DANE, replace(FACTS, dane=USABLE)),
@@ -404,6 +415,9 @@ def test_min_tls_holds_also_where_the_domain_decides():
     ]:
         asked = _asked(require(applied(_rule(level, min_tls=TlsVersion.TLS_1_3)), facts, TODAY))
         assert asked.tls_floor is TlsVersion.TLS_1_3
+    for level in (Level.AUTO, Level.MAY, Level.DANE):
+        asked = _asked(require(applied(_rule(level, min_tls=TlsVersion.TLS_1_3)), FACTS, TODAY))
+        assert asked.tls_floor is TlsVersion.TLS_1_2
 
 
 def test_on_failure_permfail_is_for_what_the_rule_itself_asks():

@@ -1,5 +1,6 @@
 """Which host is tried, in which order, under which name, and what it is told before TLS (CONFORMANCE §B7, §B9)."""
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,14 @@ async def test_policy_changes_in_mid_transaction(tmp_path: Path, change: str) ->
         assert rig.of(Delivered)[0].policy == "dane"
         assert [one[1] for one in skipped(rig)] == [reason]
         assert not rig.of(InternalError)
+
+
+@pytest.mark.parametrize("level", ["auto", "may"])
+async def test_a_lowest_version_never_leads_to_clear_text(tmp_path: Path, level: str) -> None:
+    """PF-13, CH-26: where TLS is not required, the mail goes by the TLS the host has."""
+    rule = f'[[policy]]\ndomain = "{D}"\nlevel = "{level}"\nmin_tls = "1.3"\n'
+    async with open_rig(tmp_path, [SITE], extra=rule) as rig:
+        rig.behave(D, maximum_tls=ssl.TLSVersion.TLSv1_2)
+        assert await outcome(rig) == "delivered"
+        assert rig.of(Delivered)[0].tls_version == "1.2"
+        assert rig.no_clear_mail(D)

@@ -19,7 +19,7 @@ from smtpguard.tls.chain import (
 )
 from smtpguard.tls.context import client_context, server_context
 from smtpguard.tls.der import MalformedDerError, elements, read_certificate
-from tests.support.certificates import NOW, Issued, KeyKind, authority, issue, key_number, self_signed
+from tests.support.certificates import NOW, Issued, KeyKind, authority, issue, key_number, of_version, self_signed
 from tests.tls.handshakes import connected, shake_hands
 
 ROOT = authority("Root")
@@ -69,6 +69,15 @@ def test_garbage_is_a_typed_failure(octets: bytes) -> None:
     for read in ("x509", "spki_der", "not_before", "not_after", "fields"):
         with pytest.raises(MalformedCertificateError):
             getattr(certificate, read)
+
+
+def test_an_unknown_version_is_a_typed_failure() -> None:
+    """OpenSSL shakes hands with X.509 version 4, and `cryptography` refuses it with a class of its own."""
+    odd = Certificate(of_version(LEAF.der, 4))
+    assert odd.spki_der == LEAF.spki
+    for read in ("x509", "not_before", "not_after"):
+        with pytest.raises(MalformedCertificateError, match="version"):
+            getattr(odd, read)
 
 
 @settings(max_examples=200, deadline=None)

@@ -34,6 +34,7 @@ from tests.support.certificates import (
     authority,
     issue,
     key_number,
+    of_version,
     self_signed,
 )
 
@@ -335,6 +336,14 @@ def test_what_a_bare_key_signed_must_be_valid() -> None:
     assert cause(verify([issue("mx", ROOT, dns=[MX], extra=[odd]).der], record)) is DaneCause.CHAIN
     no_ca = issue("mx", issue("No Authority", ROOT), dns=[MX])
     assert cause(verify(no_ca.ders[:-1], record)) is DaneCause.CHAIN
+
+
+@pytest.mark.parametrize("version", [1, 2, 4, 128])
+def test_an_odd_version_is_a_failure_like_others(version: int) -> None:
+    """INV-05: whoever can choose the certificate must not be able to end the MTA's session with it."""
+    leaf = of_version(issue("mx", ROOT, dns=[MX]).der, version)
+    assert cause(verify([leaf], tlsa(2, 1, 0, ROOT))) is DaneCause.NO_MATCH
+    assert cause(verify([leaf, ROOT.der], tlsa(2, 1, 0, ROOT))) is DaneCause.CHAIN
 
 
 def test_path_length_of_the_anchor_counts() -> None:
