@@ -1,5 +1,6 @@
 """Attacks and faults on the inbound side, over real sockets in front of a scripted MTA.  (CONFORMANCE §D)"""
 
+import socket
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -171,6 +172,24 @@ async def test_one_octet_each_ten_seconds(tmp_path: Path, autojump_clock: object
         assert end.cause == "slow"
     assert front.mta.messages == []
     assert "slow" in [event.kind for event in front.of(Violation)]
+
+
+async def test_a_client_that_takes_no_replies(tmp_path: Path, autojump_clock: object) -> None:
+    """AF-45: replies that nobody reads are waited for as long as commands that nobody sends, not without end."""
+    async with open_front(tmp_path) as front:
+        with trio.socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await sock.connect(("127.0.0.1", front.port))
+            stream = trio.SocketStream(sock)
+            await stream.receive_some()
+            with trio.move_on_after(100):
+                await stream.send_all(b"EHLO client.example\r\n")
+                await stream.receive_some()
+                while True:  # neither an error nor an empty command, each with a reply
+                    await stream.send_all(b"MAIL FROM:<a@a.example> SIZE=9999999\r\n" * 1000)
+            await trio.sleep(400)
+            (end,) = front.of(SessionClosed)
+    assert end.cause == "slow"
 
 
 async def test_stalled_handshake(tmp_path: Path, autojump_clock: object) -> None:
