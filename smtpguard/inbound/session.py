@@ -134,7 +134,7 @@ class Session:
         self._service.handshakes += 1
         try:
             outcome, sni = await shake_hands(
-                self._wire, certificates, self._listener.times, self._clock, request_certificate=wanted
+                self._wire, certificates, self._listener.times.hello, request_certificate=wanted
             )
         finally:
             self._service.handshakes -= 1

@@ -192,12 +192,31 @@ async def test_a_client_that_takes_no_replies(tmp_path: Path, autojump_clock: ob
     assert end.cause == "slow"
 
 
-async def test_stalled_handshake(tmp_path: Path, autojump_clock: object) -> None:
-    """AF-45: it is cut after 60 s, and told as a failed handshake."""
-    async with open_front(tmp_path, tls="implicit") as front:
+@pytest.mark.parametrize("names", [(HOST,), (HOST, "mx.other.example")])
+async def test_stalled_handshake(tmp_path: Path, names: tuple[str, ...], autojump_clock: object) -> None:
+    """AF-45: it is cut after 60 s, and told and counted as a failed handshake, also where the name is waited for."""
+    async with open_front(
+        tmp_path, tls="implicit", names=names, limits=Limits(handshake_failures_per_minute=1)
+    ) as front:
         client = await front.raw()
         with pytest.raises(EndOfStream):
             await client.reply()
+        (end,) = await closed(front)
+        assert end.cause == "handshake"
+        with pytest.raises(EndOfStream):
+            await (await front.raw()).reply()
+        assert [event.limit for event in front.of(LimitHit)] == ["handshake_failures"]
+
+
+@pytest.mark.parametrize("names", [(HOST,), (HOST, "mx.other.example")])
+async def test_a_handshake_that_stalls_after_starttls(
+    tmp_path: Path, names: tuple[str, ...], autojump_clock: object
+) -> None:
+    """STLS-09: behind the 220 not another word in clear."""
+    async with open_front(tmp_path, names=names) as front:
+        client = await front.client()
+        assert (await client.command("STARTTLS")).code == 220
+        assert await client.conversation.receive() == b""
         (end,) = await closed(front)
         assert end.cause == "handshake"
 
