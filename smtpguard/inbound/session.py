@@ -341,15 +341,17 @@ class Session:
         )
         slot.reply = told.reply
         slot.closes = told.reply.code == 421
-        if refused and bdat.last:
-            self._chunks = None
-        if refused or not bdat.last or mail is None:
+        if not bdat.last:
             await self._say(self._dialogue.settle([slot]))
             return
         self._chunks = None
-        if self._exchange.link is not None and not told.reply.is_positive:
+        if mail is not None and self._exchange.link is not None and not told.reply.is_positive:
             self._exchange.abandon()  # the MTA waits for the RSET of a transaction that has ended here
-        await self._answer(told, self._message_id, mail, len(rcpts), began, slot)
+        if mail is not None and not refused:
+            await self._answer(told, self._message_id, mail, len(rcpts), began, slot)
+            return
+        await self._say(self._dialogue.settle([slot]))
+        self._dialogue.end_transaction()
 
     async def _answer(
         self, told: Told, id_: str, mail: Mail, recipients: int, began: float, slot: Slot | None = None
