@@ -118,6 +118,8 @@ def probe_command(domains: tuple[str, ...], as_json: bool, config: Path) -> None
         except NameInvalid as error:
             _fail(str(error), 2)
     settings = _settings(config)
+    if not settings.listeners:
+        _fail('probe looks as a [[listener]] with role = "outbound" would deliver, and the file has none', 2)
     try:
         reports = trio.run(partial(_probe_all, settings, wanted, as_json))
     except (OSError, ValueError) as error:

@@ -212,6 +212,18 @@ def test_probe_says_what_fails(config: Path) -> None:
     assert smtpguard("probe", "not a domain", "--config", config).returncode == 2
 
 
+def test_probe_without_an_outbound_listener(config: Path) -> None:
+    config.write_text(
+        'hostname = "mx1.example.org"\n[[listener]]\nrole = "inbound"\nbind = ["127.0.0.1:2525"]\ntls = "none"\n'
+        'upstream = "127.0.0.1:2526"\npass_client = "xclient"\n'
+    )
+    done = smtpguard("probe", "a.example", "--config", config)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        'smtpguard: probe looks as a [[listener]] with role = "outbound" would deliver, and the file has none\n'
+    )
+
+
 @pytest.mark.parametrize(
     ("errors", "code", "said"),
     [
