@@ -126,7 +126,8 @@ class Session:
         return cause
 
     async def _shake_hands(self) -> None:
-        certificates = self._service.certificates
+        # Those of now, which may be newer than this session; where a reload took TLS away, those it began with.
+        certificates = self._service.certificates or self._listener.certificates
         assert certificates is not None
         today = self._clock.now().date()
         rules = self._listener.rules
