@@ -8,7 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from smtpguard.events import DeliveryRefused, LimitHit, MessageRelayed, MtaAlert, SessionClosed, Violation
+from smtpguard.events import (
+    DeliveryRefused,
+    InternalError,
+    LimitHit,
+    MessageRelayed,
+    MtaAlert,
+    SessionClosed,
+    Violation,
+)
 from smtpguard.inbound.limits import Limits
 from smtpguard.names import Domain
 from smtpguard.policy.inbound import InboundRule, InboundRules
@@ -111,6 +119,21 @@ async def test_mta_dies_at_each_step(tmp_path: Path, step: bytes, replies: list[
         await hang_up(client)
         (end,) = await closed(front)
         assert end.cause == "mta"
+
+
+async def test_an_mta_that_talks_nonsense_before_its_go_ahead(tmp_path: Path) -> None:
+    """SMTP-14, OUT-32: no 354 for the client, and no bug."""
+
+    async def odd(line: bytes) -> bytes | None:
+        return b"354 what" if b"odd@" in line else None
+
+    async with open_front(tmp_path, Mta(script=odd)) as front:
+        client = await front.client()
+        group = b"MAIL FROM:<a@a.example>\r\nRCPT TO:<b@front.example>\r\nRCPT TO:<odd@front.example>\r\nDATA\r\n"
+        await client.conversation.send(group)
+        assert [(await client.reply()).code for _ in range(4)] == [250, 250, 451, 451]
+        assert (await client.command("NOOP")).code == 421
+    assert front.of(InternalError) == []
 
 
 async def test_long_lines_and_nul_then_the_error_limit(tmp_path: Path) -> None:
