@@ -350,6 +350,7 @@ class Application:
             intake.listener = by_binds.get(intake.listener.binds, intake.listener)
         inbound_by_binds = {listener.binds: listener for listener in new.inbound}
         for inbound in self._inbounds:
+            inbound.hostname = new.hostname
             if (listener := inbound_by_binds.get(inbound.listener.binds)) is not None:
                 inbound.reload(listener)
         self.settings = new

@@ -323,6 +323,18 @@ async def test_a_good_file_is_taken_over_at_once(config: Path) -> None:
         assert not slots.try_take(["a.example"])
 
 
+async def test_another_name_and_more_sessions_for_the_way_in(config: Path) -> None:
+    """The name stands in the next trace line, inbound as outbound; what waits for a restart is told by its own key."""
+    text = config.read_text() + INBOUND
+    config.write_text(text)
+    async with running(config) as (application, watch):
+        more = text.replace('tls = "none"', 'tls = "none"\nlimits = { sessions = 7 }')
+        config.write_text(more.replace("mail.example.org", "other.example.org"))
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await watch.stage("reloaded") == "needs a restart to take effect: sessions of [listener.limits]"
+        assert application._inbounds[0].hostname == application._engine.outbound.hostname == "other.example.org"
+
+
 async def test_doubtful_rules_are_told_at_the_start_and_after_a_reload(config: Path) -> None:
     """What check-config warns of, in the log, too: who mounts a file into a container never calls check-config."""
     expired = '[[policy]]\ndomain = "old.example"\nlevel = "encrypt"\nexpires = 2020-01-01\n'

@@ -54,7 +54,11 @@ def explained(decision: Facts) -> str:
     ends = [(name, one) for name, _, one in facts if name in ("delivered", "delivery_refused")]
     began = facts[0][1][:19].replace("T", " ") + " UTC" if facts and facts[0][1] else ""
     lines = [f"{_text(decision.get('id'))}  {_text(decision.get('domain'))}  {began}".rstrip()]
-    lines += _section("published", _published([one for _, _, one in facts]))
+    clients = [_client(one) for _, _, one in facts if one.get("direction") == "inbound"]
+    if clients:  # a rule of ours about who sends: what a domain publishes has no part in it
+        lines += _section("client", clients)
+    else:
+        lines += _section("published", _published([one for _, _, one in facts]))
     lines += _section("required", _required([one for _, _, one in facts], ends))
     lines += _section("tried", [line for name, _, one in facts for line in _host(name, one)])
     lines += _section("observed", [_observed(one) for name, _, one in facts if name == "policy_observed"])
@@ -65,6 +69,10 @@ def explained(decision: Facts) -> str:
     if decision.get("omitted"):
         lines += _section("", [f"({_text(decision['omitted'])} entries in between are not kept)"])
     return "\n".join(lines)
+
+
+def _client(facts: Facts) -> str:
+    return f"{_text(facts.get('client'))} at {_text(facts.get('listener'))}"
 
 
 def _published(facts: Sequence[Facts]) -> list[str]:

@@ -53,8 +53,10 @@ async def relay_auth(
             if reply.code != 334 or refusal is not None:
                 break
             exchange.busy = True
+            wire.deadline = clock.monotonic() + times.command  # for the challenge and the response to it
             await wire.send(reply.encode())
-            line = await _response(reader, wire, times, clock)
+            line = await _response(reader, wire)
+            wire.deadline = float("inf")
             exchange.busy = False
             if line != _CANCEL and not _BASE64.fullmatch(line):
                 refusal = _TOO_LONG if line == b"\0" else _NOT_BASE64
@@ -65,13 +67,11 @@ async def relay_auth(
     return reply_of(Reason(ReasonCode.PROTOCOL_ERROR, "", "AUTH does not end"), "")
 
 
-async def _response(reader: LineReader, wire: Wire, times: Times, clock: Clock) -> bytes:
+async def _response(reader: LineReader, wire: Wire) -> bytes:
     """One line of the client; NUL for one that is too long or no line."""
-    wire.deadline = clock.monotonic() + times.command
     while (line := reader.next_line()) is None:
         octets = await wire.receive()
         if not octets:
             raise WireLost("the client closed the connection inside AUTH")
         reader.feed(octets)
-    wire.deadline = float("inf")
     return b"\0" if isinstance(line, LineFault) else line

@@ -7,10 +7,12 @@ header of a load balancer is read before anything is said, and only from listed 
 from dataclasses import replace
 from enum import Enum
 
+import trio
+
 from smtpguard.clock import Clock
-from smtpguard.inbound.limits import Times
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.names import Domain
+from smtpguard.net.handshake import timed_out
 from smtpguard.net.wire import Wire, WireLost
 from smtpguard.policy.inbound import ClientFacts
 from smtpguard.smtp.forwarded import ClientCertificate, ClientIdentity, ClientTls
@@ -71,21 +73,20 @@ async def read_client(wire: Wire, listener: InboundListener, clock: Clock, sessi
 
 
 async def shake_hands(
-    wire: Wire, certificates: ServerCertificates, times: Times, clock: Clock, *, request_certificate: bool
+    wire: Wire, certificates: ServerCertificates, seconds: float, *, request_certificate: bool
 ) -> tuple[TlsOutcome, Domain | None]:
-    """The handshake in the server role, and the name the client asked for.
+    """The handshake in the server role, all of it within `seconds`, and the name the client asked for.
 
     Raises HandshakeFailed, Interrupted, WireLost.
     """
-    wire.deadline = clock.monotonic() + times.hello
     name: Domain | None = None
-    if len(certificates.certificates) > 1:
-        hello = read_hello(await wire.peek_client_hello(_more_is_needed))
-        name = hello.name if isinstance(hello, Sni) else None
-    context = certificates.context(name, request_client_certificate=request_certificate)
-    outcome = await wire.start_tls(context, server_side=True, seconds=times.hello)
-    wire.deadline = float("inf")
-    return outcome, name
+    with trio.move_on_after(seconds):
+        if len(certificates.certificates) > 1:
+            hello = read_hello(await wire.peek_client_hello(_more_is_needed))
+            name = hello.name if isinstance(hello, Sni) else None
+        context = certificates.context(name, request_client_certificate=request_certificate)
+        return await wire.start_tls(context, server_side=True), name
+    raise timed_out()
 
 
 def facts_behind(client: ClientIdentity) -> ClientFacts:

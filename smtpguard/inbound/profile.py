@@ -155,7 +155,8 @@ class MtaWatch:
             if opened.step is Step.XCLIENT:
                 self._to("refused", REFUSED_IDENTITY, opened.step, opened.detail)
             else:
-                self._to("down", NOT_READY, opened.step, opened.detail)
+                said = f"; said to {UNTRUSTED_CLIENT}, the stranger as whom we ask" if opened.reply is not None else ""
+                self._to("down", NOT_READY, opened.step, opened.detail + said)
             return False
         accepted = await self._probe(opened, connector)
         if generation != self._generation:

@@ -183,6 +183,8 @@ class Relay:
     def _go_ahead(self, reply: Reply) -> Reply:
         if reply.is_positive or (reply.severity == 3 and reply.code != 354):
             return self._protocol_error(f"{reply.code} in answer to DATA")  # SMTP-15: no go-ahead
+        if reply.code == 354 and self.broken:
+            return MTA_LOST  # given up for what it said before, and so without content
         if reply.code == 354 and not self.rcpts:
             self.broken = True  # nobody to send to, and the MTA waits for content (EXT-21, 22)
             return NO_RECIPIENTS

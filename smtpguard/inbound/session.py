@@ -126,7 +126,8 @@ class Session:
         return cause
 
     async def _shake_hands(self) -> None:
-        certificates = self._service.certificates
+        # Those of now, which may be newer than this session; where a reload took TLS away, those it began with.
+        certificates = self._service.certificates or self._listener.certificates
         assert certificates is not None
         today = self._clock.now().date()
         rules = self._listener.rules
@@ -134,7 +135,7 @@ class Session:
         self._service.handshakes += 1
         try:
             outcome, sni = await shake_hands(
-                self._wire, certificates, self._listener.times, self._clock, request_certificate=wanted
+                self._wire, certificates, self._listener.times.hello, request_certificate=wanted
             )
         finally:
             self._service.handshakes -= 1
@@ -176,7 +177,7 @@ class Session:
         if early:
             dialogue.receive(early)
         own = dialogue.greeting()
-        await self._wire.send((greeting or own).encode())
+        await self._say((greeting or own).encode())
         refused = greeting is not None and not greeting.is_positive
         while True:
             if service.sessions.draining and not self._relay.in_transaction:
@@ -222,7 +223,7 @@ class Session:
             isinstance(last.command, Bdat) and self._offer.chunking
         )
         before = group[:-1] if apart else group
-        await self._link.settle(before)
+        await self._say(self._dialogue.settle(before))
         for slot in before:
             self._settled(slot)
         if apart:
@@ -233,6 +234,13 @@ class Session:
         elif isinstance(last.command, Data) and last.reply is not None and last.reply.code == 354:
             await self._content()
         return group
+
+    async def _say(self, octets: bytes) -> None:
+        """Write replies.  A client that does not take them is waited for no longer than one that says nothing."""
+        if octets:
+            self._wire.deadline = self._clock.monotonic() + self._listener.times.command
+            await self._wire.send(octets)
+            self._wire.deadline = float("inf")
 
     def _refusal(self, command: Command, mail: Mail | None) -> Reply | None:
         """What the listener's rules say, counted."""
@@ -288,7 +296,7 @@ class Session:
             )
             self._authenticated = slot.reply.is_positive
             slot.closes = slot.reply.code == 421
-        await self._link.settle([slot])
+        await self._say(self._dialogue.settle([slot]))
 
     # -- messages
 
@@ -334,15 +342,17 @@ class Session:
         )
         slot.reply = told.reply
         slot.closes = told.reply.code == 421
-        if refused and bdat.last:
-            self._chunks = None
-        if refused or not bdat.last or mail is None:
-            await self._link.settle([slot])
+        if not bdat.last:
+            await self._say(self._dialogue.settle([slot]))
             return
         self._chunks = None
-        if self._exchange.link is not None and not told.reply.is_positive:
+        if mail is not None and self._exchange.link is not None and not told.reply.is_positive:
             self._exchange.abandon()  # the MTA waits for the RSET of a transaction that has ended here
-        await self._answer(told, self._message_id, mail, len(rcpts), began, slot)
+        if mail is not None and not refused:
+            await self._answer(told, self._message_id, mail, len(rcpts), began, slot)
+            return
+        await self._say(self._dialogue.settle([slot]))
+        self._dialogue.end_transaction()
 
     async def _answer(
         self, told: Told, id_: str, mail: Mail, recipients: int, began: float, slot: Slot | None = None
@@ -351,9 +361,9 @@ class Session:
         self._relay.end_transaction()
         try:
             if slot is not None:
-                await self._link.settle([slot])
+                await self._say(self._dialogue.settle([slot]))
             else:
-                await self._wire.send(told.reply.encode())
+                await self._say(told.reply.encode())
         except (WireLost, Interrupted):
             if told.reply.is_positive:
                 self._record.final_reply_lost(id_, mail, told.reply, client=True)

@@ -21,6 +21,7 @@ from smtpguard.net.wire import HandshakeFailed, Interrupted, Wire, WireLost
 from smtpguard.reasons import printable
 from smtpguard.smtp.forwarded import (
     ClientIdentity,
+    ClientTurnedAway,
     XclientImpossible,
     XclientRefused,
     build_proxy_v2,
@@ -211,6 +212,8 @@ class MtaConnector:
         for line in plan:
             (reply,) = await link.exchange([line])
             answer = read_xclient_reply(reply)
+            if isinstance(answer, ClientTurnedAway):
+                return MtaFailed(Step.GREETING, reply.text, reply)
             if isinstance(answer, XclientRefused):
-                return MtaFailed(Step.XCLIENT, answer.detail)
+                return MtaFailed(Step.XCLIENT, answer.detail, reply)
         return None

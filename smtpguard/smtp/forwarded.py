@@ -28,6 +28,7 @@ MAX_UNIQUE_ID = 128
 """Octets of a unique id (§2.2.5)."""
 
 _MAX_VALUE = 255  # octets of xtext: Postfix 3.7 refuses more, "501 5.5.4 attribute value too long"
+_NO_GREETING = frozenset({521, 554})
 _MAX_NAME = 255
 _MAX_WORD = 80
 
@@ -152,6 +153,13 @@ class XclientRefused:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class ClientTurnedAway:
+    """The MTA took it, and in place of its greeting says that it wants nothing of this client."""
+
+    reply: Reply
+
+
 def plan_xclient(identity: ClientIdentity, offered: str) -> tuple[bytes, ...] | XclientImpossible:
     """The XCLIENT commands for `identity`, without CRLF and at most 512 octets with it, to send one after the other.
 
@@ -180,13 +188,17 @@ def plan_xclient(identity: ClientIdentity, offered: str) -> tuple[bytes, ...] | 
     return (*commands, line)
 
 
-def read_xclient_reply(reply: Reply) -> XclientAccepted | XclientRefused:
+def read_xclient_reply(reply: Reply) -> XclientAccepted | XclientRefused | ClientTurnedAway:
     """What the MTA's reply to one XCLIENT command means: 220 is yes, anything else, 250 included, is no.
 
-    A 250 would come from a server that took the command for another one: it has not begun anew.
+    A 250 would come from a server that took the command for another one: it has not begun anew.  The codes of a server
+    that does not greet (RFC 5321 §3.1, RFC 7504) are about the client: a block list, in Postfix with
+    `smtpd_delay_reject = no`.
     """
     if reply.code == 220:
         return XclientAccepted(reply)
+    if reply.is_transient or reply.code in _NO_GREETING:
+        return ClientTurnedAway(reply)
     return XclientRefused(f"the MTA answered XCLIENT with {printable(str(reply), 120)}")
 
 

@@ -82,13 +82,15 @@ def out_of_order(command: Command, progress: Progress, terms: Terms) -> Reply | 
                 return _hello_first(lmtp)
             if terms.tls_unavailable:
                 return Reply.of(454, "4.7.0", "TLS is not available at the moment")
-        case Auth():
+        case Auth(mechanism):
             if not offer.auth:
                 return Reply.of(502, "5.5.1", "AUTH is not offered")
             if not terms.tls_active:  # the same for good and bad credentials (AUTH-01)
                 return Reply.of(530, "5.7.0", "must issue a STARTTLS command first")
             if not progress.extended or progress.in_transaction:
                 return Reply.of(503, "5.5.1", "AUTH is not allowed here")
+            if mechanism not in offer.auth:  # what was hidden is not taken either (AUTH-04)
+                return Reply.of(504, "5.5.4", "this mechanism is not offered")
     return None
 
 

@@ -131,8 +131,11 @@ class Metrics:
             self._counters[Family.INTERNAL_ERRORS].inc()
 
     def render(self, accept: str) -> tuple[str, bytes]:
-        """`(content type, body)` of a scrape, in the format the `Accept` header asks for."""
-        encode, content_type = choose_encoder(accept)
+        """`(content type, body)` of a scrape, in the format that `Accept` asks for; text where it makes no sense."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # the library compares a version with what is none
+            encode, content_type = choose_encoder("")
         return content_type, encode(self.registry)
 
     # -- what an event means

@@ -66,6 +66,18 @@ def test_a_delivery() -> None:
     assert "way out" not in told
 
 
+def test_a_client_that_was_refused() -> None:
+    """A rule about the way in: who came where; nothing of what a domain publishes."""
+    reply = "530 5.7.0 [inbound/tls-required] recipient domain secret.example: TLS is required (id s.1)"
+    end = DeliveryRefused(
+        direction="inbound", id="s.1", domain="secret.example", listener="mx", client="192.0.2.9", policy="inbound",
+        reason="inbound/tls-required", reply=reply, stage="rcpt",
+    )  # fmt: skip
+    told = words(said(end))
+    assert f"client 192.0.2.9 at mx outcome refused by smtpguard at RCPT: {reply}" in told
+    assert "published" not in told
+
+
 def test_nothing_is_said_to_be_unpublished_where_nobody_could_look() -> None:
     end = DeliveryRefused(domain="a.example", id="s.1", reason="dns/failure", reply="451 4.4.3 no", stage="rcpt")
     told = words(said(end))

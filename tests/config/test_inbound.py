@@ -38,6 +38,7 @@ GOOD = {
 }
 PLACE = "[[listener]] 1 (127.0.0.1:2525)"
 UPSTREAM = 'must be where the MTA listens: "127.0.0.1:2525", "[::1]:2525", "mta:25" or "unix:/run/mta.sock"'
+ANYBODY = "could then name itself any client, one the MTA trusts too: an open relay: name your own networks"
 NETWORK = "must be a network such as 192.0.2.0/24 or 2001:db8::/32"
 NO_FILE = "cannot be read: No such file or directory"
 NO_CERTIFICATE = (
@@ -263,6 +264,8 @@ def test_no_identity_where_the_mta_trusts_nobody(files: Path) -> None:
         ({"min_tls": '"1.1"'}, ' min_tls = "1.1": must be one of "1.2", "1.3"'),
         ({"proxy_from": '["10.0.0.1/8"]'},
          f' proxy_from = "10.0.0.1/8": {NETWORK}: 10.0.0.1/8 has host bits set'),
+        ({"proxy_from": '["0.0.0.0/1", "128.0.0.0/1"]'},
+         ' proxy_from = ["0.0.0.0/1", "128.0.0.0/1"]: 0.0.0.0/0 is a great part of the Internet and ' + ANYBODY),
         ({"normalize_from": '["x"]'},
          f' normalize_from = "x": {NETWORK}: \'x\' does not appear to be an IPv4 or IPv6 network'),
         ({"unlimited_from": '["::ffff:10.0.0.0/104"]'},

@@ -1,5 +1,6 @@
 """Attacks and faults on the inbound side, over real sockets in front of a scripted MTA.  (CONFORMANCE §D)"""
 
+import socket
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -7,7 +8,15 @@ import pytest
 import trio
 import trio.testing
 
-from smtpguard.events import DeliveryRefused, LimitHit, MessageRelayed, MtaAlert, SessionClosed, Violation
+from smtpguard.events import (
+    DeliveryRefused,
+    InternalError,
+    LimitHit,
+    MessageRelayed,
+    MtaAlert,
+    SessionClosed,
+    Violation,
+)
 from smtpguard.inbound.limits import Limits
 from smtpguard.names import Domain
 from smtpguard.policy.inbound import InboundRule, InboundRules
@@ -112,6 +121,21 @@ async def test_mta_dies_at_each_step(tmp_path: Path, step: bytes, replies: list[
         assert end.cause == "mta"
 
 
+async def test_an_mta_that_talks_nonsense_before_its_go_ahead(tmp_path: Path) -> None:
+    """SMTP-14, OUT-32: no 354 for the client, and no bug."""
+
+    async def odd(line: bytes) -> bytes | None:
+        return b"354 what" if b"odd@" in line else None
+
+    async with open_front(tmp_path, Mta(script=odd)) as front:
+        client = await front.client()
+        group = b"MAIL FROM:<a@a.example>\r\nRCPT TO:<b@front.example>\r\nRCPT TO:<odd@front.example>\r\nDATA\r\n"
+        await client.conversation.send(group)
+        assert [(await client.reply()).code for _ in range(4)] == [250, 250, 451, 451]
+        assert (await client.command("NOOP")).code == 421
+    assert front.of(InternalError) == []
+
+
 async def test_long_lines_and_nul_then_the_error_limit(tmp_path: Path) -> None:
     """AF-43, SMTP-20, OUT-21: 500 once each; the 21st error ends the session."""
     async with open_front(tmp_path) as front:
@@ -173,12 +197,49 @@ async def test_one_octet_each_ten_seconds(tmp_path: Path, autojump_clock: object
     assert "slow" in [event.kind for event in front.of(Violation)]
 
 
-async def test_stalled_handshake(tmp_path: Path, autojump_clock: object) -> None:
-    """AF-45: it is cut after 60 s, and told as a failed handshake."""
-    async with open_front(tmp_path, tls="implicit") as front:
+async def test_a_client_that_takes_no_replies(tmp_path: Path, autojump_clock: object) -> None:
+    """AF-45: replies that nobody reads are waited for as long as commands that nobody sends, not without end."""
+    async with open_front(tmp_path) as front:
+        with trio.socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await sock.connect(("127.0.0.1", front.port))
+            stream = trio.SocketStream(sock)
+            await stream.receive_some()
+            with trio.move_on_after(100):
+                await stream.send_all(b"EHLO client.example\r\n")
+                await stream.receive_some()
+                while True:  # neither an error nor an empty command, each with a reply
+                    await stream.send_all(b"MAIL FROM:<a@a.example> SIZE=9999999\r\n" * 1000)
+            await trio.sleep(400)
+            (end,) = front.of(SessionClosed)
+    assert end.cause == "slow"
+
+
+@pytest.mark.parametrize("names", [(HOST,), (HOST, "mx.other.example")])
+async def test_stalled_handshake(tmp_path: Path, names: tuple[str, ...], autojump_clock: object) -> None:
+    """AF-45: it is cut after 60 s, and told and counted as a failed handshake, also where the name is waited for."""
+    async with open_front(
+        tmp_path, tls="implicit", names=names, limits=Limits(handshake_failures_per_minute=1)
+    ) as front:
         client = await front.raw()
         with pytest.raises(EndOfStream):
             await client.reply()
+        (end,) = await closed(front)
+        assert end.cause == "handshake"
+        with pytest.raises(EndOfStream):
+            await (await front.raw()).reply()
+        assert [event.limit for event in front.of(LimitHit)] == ["handshake_failures"]
+
+
+@pytest.mark.parametrize("names", [(HOST,), (HOST, "mx.other.example")])
+async def test_a_handshake_that_stalls_after_starttls(
+    tmp_path: Path, names: tuple[str, ...], autojump_clock: object
+) -> None:
+    """STLS-09: behind the 220 not another word in clear."""
+    async with open_front(tmp_path, names=names) as front:
+        client = await front.client()
+        assert (await client.command("STARTTLS")).code == 220
+        assert await client.conversation.receive() == b""
         (end,) = await closed(front)
         assert end.cause == "handshake"
 

@@ -44,6 +44,17 @@ async def test_mechanisms_are_filtered_and_only_in_tls(tmp_path: Path) -> None:
     assert not any(heard.of(b"AUTH") for heard in front.mta.heard)
 
 
+@pytest.mark.parametrize("mechanism", ["EXTERNAL", "GSSAPI", "SCRAM-SHA-256-PLUS", "digest-md5", "NTLM"])
+async def test_a_mechanism_that_is_not_offered_does_not_reach_the_mta(tmp_path: Path, mechanism: str) -> None:
+    """AUTH-04: hiding it is not enough, a client need not have been told of it to try it."""
+    async with open_front(tmp_path, auth_mta()) as front:
+        client = await front.client(tls=True)
+        assert str(await client.command(f"AUTH {mechanism} =")).startswith("504 5.5.4")
+        assert (await client.command("auth plain AGEAYg==")).code == 235
+        await client.conversation.aclose()
+    assert [heard.of(b"AUTH") for heard in front.mta.clients] == [[b"AUTH PLAIN AGEAYg=="]]
+
+
 async def test_plain_with_initial_response_and_again(tmp_path: Path) -> None:
     """AUTH-03."""
     async with open_front(tmp_path, auth_mta()) as front:

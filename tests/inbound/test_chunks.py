@@ -277,3 +277,18 @@ async def test_bdat_is_not_offered_where_the_mta_has_it_not(tmp_path: Path) -> N
         assert not client.offers("CHUNKING")
         assert await asked(client, BEGIN + b"BDAT 6\r\nNOOP\r\n", 4) == [250, 250, 502, 250]
     assert sound(front)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+async def test_a_refused_last_chunk_ends_its_transaction(tmp_path: Path, chunks: int) -> None:
+    """EXT-07, as Postfix: nothing of the next message is taken for more of one whose end was refused."""
+    async with open_front(tmp_path, Mta(CHUNKING)) as front:
+        client = await front.client()
+        refused = b"MAIL FROM:<a@a.example>\r\n" + bdat(b"x") * (chunks - 1) + bdat(b"x", last=True)
+        assert await asked(client, refused, 1 + chunks) == [250] + [554] * chunks
+        assert await asked(client, b"RCPT TO:<b@front.example>\r\n", 1) == [503]
+        assert await asked(client, BEGIN + bdat(b"Subject: y\r\n", last=True), 3) == [250] * 3
+        await client.quit()
+    (message,) = front.mta.messages
+    assert message.endswith(b"\r\nSubject: y\r\n")
+    assert sound(front)

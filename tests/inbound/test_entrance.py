@@ -16,6 +16,7 @@ from smtpguard.events import (
     DeliveryRefused,
     Event,
     InboundTls,
+    InternalError,
     LimitHit,
     MessageRelayed,
     SessionClosed,
@@ -30,7 +31,7 @@ from smtpguard.sandbox.conversation import Lost
 from smtpguard.smtp.proxy_header import crc32c
 from smtpguard.tls.certificates import ServerCertificates
 from tests.support.certificates import CLIENT_AUTH, authority, issue
-from tests.support.front import HOST, Front, open_front, write_pair
+from tests.support.front import HOST, Front, changed, open_front, write_pair
 from tests.support.mta import OFFER, XCLIENT, Mta
 
 MESSAGE = b"Subject: hello\r\n\r\nbody\r\n"
@@ -520,6 +521,17 @@ async def test_a_changed_pair_is_taken_over_while_sessions_run(tmp_path: Path) -
     assert [(event.event, event.names) for event in certificate_events(front)] == [
         ("loaded", (HOST,)), ("reloaded", ("new.example",)),
     ]  # fmt: skip
+
+
+async def test_a_reload_that_takes_tls_away_is_for_new_sessions(tmp_path: Path) -> None:
+    """A session keeps what it began with: whoever was offered STARTTLS may use it."""
+    async with open_front(tmp_path) as front:
+        client = await front.client()
+        front.service.reload(changed(front.service.listener, tls="none", certificates=None))
+        assert (await client.start_tls(unverifying_context(), HOST)).code == 220
+        await client.hello()
+        assert not (await front.client()).offers("STARTTLS")
+    assert front.of(InternalError) == []
 
 
 @pytest.mark.parametrize("bad", ["certificate", "key", "missing"])

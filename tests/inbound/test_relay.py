@@ -496,6 +496,22 @@ def test_no_go_ahead_for_a_message_without_recipients() -> None:
     assert relay.broken
 
 
+@pytest.mark.parametrize(
+    ("lines", "replies"),
+    [
+        ((b"RSET", MAIL, RCPT, b"DATA"), (500, 250, 250, 354)),
+        ((MAIL, RCPT, RCPT, b"DATA"), (250, 250, 354, 354)),
+    ],
+)
+def test_no_go_ahead_from_an_mta_that_is_given_up(lines: tuple[bytes, ...], replies: tuple[int, ...]) -> None:
+    """SMTP-15: after nonsense in the same group its 354 would ask the client for what has nowhere to go."""
+    relay = standing(RCPT) if lines[0] == b"RSET" else Relay(accept, OFFER)
+    group = slots(*lines)
+    relay.take(relay.request(group, connected=True), [Reply.of(code, "", "x") for code in replies])
+    assert group[-1].reply is not None
+    assert (group[-1].reply.code, relay.broken) == (451, True)
+
+
 @pytest.mark.parametrize("code", [250, 251, 334, 350, 399])
 def test_data_takes_no_other_go_ahead(code: int) -> None:
     """SMTP-15."""

@@ -185,6 +185,42 @@ async def test_whom_the_mta_refuses_is_no_reason_to_refuse_others(tmp_path: Path
         assert await delivered(front)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "heard", "step"),
+    [
+        ("554 5.7.1 <unknown[127.0.0.1]>: Client host rejected", None, "greeting"),
+        ("450 4.7.1 <unknown[127.0.0.1]>: Client host rejected", None, "greeting"),
+        ("501 5.5.4 Bad HELO syntax", "421 4.3.0 The mail server is misconfigured, try again later", "xclient"),
+    ],
+)
+async def test_nor_whom_it_refuses_once_it_was_told_who_it_is(
+    tmp_path: Path, refusal: str, heard: str | None, step: str
+) -> None:
+    """PXY-09: Postfix with smtpd_delay_reject = no answers XCLIENT with what it would have greeted the client with."""
+
+    async def picky(line: bytes) -> bytes | None:
+        return refusal.encode() if line.startswith(b"XCLIENT") and b"HELO=listed.example" in line else None
+
+    async with open_front(tmp_path, Mta((*OFFER, XCLIENT), script=picky), identity_by="xclient") as front:
+        for _ in range(4):
+            client = await front.client(hello="listed.example")
+            assert str(await client.command("MAIL FROM:<a@a.example>")) == (heard or refusal)
+            client.conversation.close()
+        assert [event.step for event in front.of(MtaFailure)] == [step] * 4
+        assert front.of(MtaAlert) == []
+        assert await delivered(front)
+
+
+async def test_a_stranger_whom_the_mta_does_not_greet(tmp_path: Path) -> None:
+    """Whoever reads the log learns to whom it was said."""
+    mta = Mta((*OFFER, XCLIENT), replies={b"XCLIENT": b"554 5.7.1 Client host rejected"})
+    async with open_front(tmp_path, mta, identity_by="xclient") as front:
+        assert await refused(front) == NOT_READY
+        (alert,) = front.of(MtaAlert)
+    assert (alert.state, alert.step) == ("down", "greeting")
+    assert alert.detail == "5.7.1 Client host rejected; said to 192.0.2.1, the stranger as whom we ask"
+
+
 async def test_an_mta_that_has_no_time_for_anybody(tmp_path: Path) -> None:
     """AF-41: three times 421 make us ask, and then nobody is greeted."""
     mta = Mta()

@@ -12,6 +12,7 @@ from smtpguard.smtp.forwarded import (
     ClientCertificate,
     ClientIdentity,
     ClientTls,
+    ClientTurnedAway,
     NameMissing,
     XclientAccepted,
     XclientImpossible,
@@ -190,7 +191,13 @@ def test_pxy_09_220_is_the_only_yes() -> None:
     assert read_xclient_reply(greeting) == XclientAccepted(greeting)
 
 
-@pytest.mark.parametrize("code", [250, 221, 421, 451, 500, 501, 503, 550])
+@pytest.mark.parametrize("code", [421, 450, 521, 554])
+def test_pxy_09_a_client_that_is_not_greeted_was_taken_for_the_client(code: int) -> None:
+    reply = Reply(code, (b"5.7.1 <unknown[192.0.2.79]>: Client host rejected",))
+    assert read_xclient_reply(reply) == ClientTurnedAway(reply)
+
+
+@pytest.mark.parametrize("code", [250, 221, 500, 501, 503, 550])
 def test_pxy_09_any_other_reply_fails_closed(code: int) -> None:
     refused = read_xclient_reply(Reply(code, (b"insufficient \xff authorization",)))
     assert refused == XclientRefused(f"the MTA answered XCLIENT with {code} insufficient ? authorization")

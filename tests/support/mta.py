@@ -248,16 +248,16 @@ class _Dialogue:
         while len(self.buffer) < size:
             await self.more()
         chunk, self.buffer = self.buffer[:size], self.buffer[size:]
-        if not self.mail or self.bad_chunk:
-            await self.say(b"503 5.5.1 send MAIL first")
-            return
-        if not self.rcpts:
-            self.bad_chunk = not line.upper().endswith(b"LAST")
-            await self.say(b"554 5.5.1 no valid recipients")
+        last = line.upper().endswith(b"LAST")
+        if not self.mail or self.bad_chunk or not self.rcpts:
+            await self.say(b"554 5.5.1 no valid recipients" if self.mail and not self.bad_chunk else b"503 5.5.1 no")
+            self.bad_chunk = self.mail
+            if last:  # the end of a message is the end of its transaction, whatever became of it: as in Postfix
+                self.reset()
             return
         self.heard.chunks.append(chunk)
         reply = await self.answer(b"BDAT", line, b"250 2.0.0 Ok")
-        if line.upper().endswith(b"LAST") and reply.startswith(b"2"):
+        if last and reply.startswith(b"2"):
             self.heard.messages.append(b"".join(self.heard.chunks))
             self.heard.chunks = []
             self.mail, self.rcpts = False, 0

@@ -320,6 +320,14 @@ def test_render_speaks_both_formats_and_both_parse() -> None:
     assert body.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize("accept", ["text/plain; version=abc", "application/openmetrics-text; version=1.x", ",;="])
+def test_an_accept_header_that_makes_no_sense(accept: str) -> None:
+    """Whoever reaches the address may send any: it is no bug of ours."""
+    content_type, body = counted().render(accept)
+    assert content_type.startswith("text/plain")
+    assert b"smtpguard_build_info{" in body
+
+
 def test_build_info_says_what_runs() -> None:
     """The OpenSSL is the one that speaks TLS with the world; the interpreter has one of its own."""
     [info] = re.findall(rb"^smtpguard_build_info\{.*", Metrics(CLOCK, "9.8.7").render("")[1], re.MULTILINE)
