@@ -20,12 +20,13 @@ from smtpguard.names import NameInvalid, parse_domain
 from smtpguard.net.connect import Verdict
 from smtpguard.net.endpoint import Endpoint
 from smtpguard.net.wire import Interrupted, Wire, WireLost
+from smtpguard.outbound.answers import Addressee
 from smtpguard.outbound.gather import Gathering, Plan
 from smtpguard.outbound.host import Candidate, Greeted, HostFailed, Hosts, Opened
 from smtpguard.outbound.report import host_opened, host_skipped, plan_skipped
 from smtpguard.outbound.route import reply_line
 from smtpguard.outbound.settings import Outbound, OutboundListener
-from smtpguard.outbound.walk import Addressee, Walk
+from smtpguard.outbound.walk import Walk
 from smtpguard.policy.model import Await, Encryption, TryNextMx
 from smtpguard.reasons import Reason, ReasonCode
 from smtpguard.smtp.replies import Reply, reply_of
@@ -181,32 +182,32 @@ class InterceptedWalk(Walk):
         if joins:
             await other.more(addressees, deadline)
         else:
-            self._answer_rest(addressees)
+            self.answers.answer_rest(addressees)
 
     async def _suffices(self, gathering: Gathering, opened: Opened) -> bool:
         located = await self._locate(gathering)
         candidate = opened.candidate
         if isinstance(located, Reason):
-            self._fail(located)
+            self.answers.fail(located)
             return False
         there = Endpoint(candidate.address, candidate.port)
         if located is None or located.host != candidate.host or there != self.interception.original:
-            self._fail(Reason(ReasonCode.OTHER_NEXT_HOP, self.next_hop.key))
+            self.answers.fail(Reason(ReasonCode.OTHER_NEXT_HOP, self.next_hop.key))
             return False
         plan = located.plan
         if isinstance(plan, TryNextMx):
-            self._fail(plan.reasons[-1], permanent=plan.permanent)
+            self.answers.fail(plan.reasons[-1], permanent=plan.permanent)
             self.services.emit(plan_skipped(self.id, self.next_hop, located.host, plan))
             return False
         decision = self.services.hosts.judge(plan.requirement, opened.outcome, str(candidate))
         if isinstance(decision, TryNextMx):
             reason, policy = decision.reasons[-1], plan.requirement.policy
-            self._fail(reason, permanent=decision.permanent, candidate=candidate, policy=policy)
+            self.answers.fail(reason, permanent=decision.permanent, candidate=candidate, policy=policy)
             failed = HostFailed(candidate, decision.reasons, outcome=opened.outcome)
             self.services.emit(host_skipped(self.id, self.next_hop, plan, failed))
             return False
         if opened.outcome.starttls is StartTls.NOT_TRIED and plan.requirement.encryption is not Encryption.NEVER:
-            self._fail(Reason(ReasonCode.OTHER_NEXT_HOP, self.next_hop.key))  # it is in clear by another's rule
+            self.answers.fail(Reason(ReasonCode.OTHER_NEXT_HOP, self.next_hop.key))  # it is in clear by another's rule
             return False
         shown = replace(opened, requirement=plan.requirement, decision=decision, reused=True)
         self._tell(located.verdict, located.host)
@@ -256,7 +257,7 @@ class InterceptedWalk(Walk):
         unknown = self.next_hop.address is not None and not self.next_hop.routed
         if unknown or self.interception.forbidden or original.port != self.settings.routes.port:
             self._tell("refused", "")
-            self._fail(Reason(ReasonCode.UNMAPPED, str(original), self.interception.forbidden))
+            self.answers.fail(Reason(ReasonCode.UNMAPPED, str(original), self.interception.forbidden))
             return
         self._tell("rerouted", "")
         self.interception.close()

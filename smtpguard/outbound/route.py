@@ -11,8 +11,9 @@ import trio
 
 from smtpguard.events import Delivered, DeliveryRefused, FinalReplyLost
 from smtpguard.net.wire import Interrupted, WireLost
+from smtpguard.outbound.answers import Addressee, Failure
 from smtpguard.outbound.host import Opened
-from smtpguard.outbound.walk import Addressee, Failure, Walk
+from smtpguard.outbound.walk import Walk
 from smtpguard.policy.engine import auth_label
 from smtpguard.reasons import Reason, ReasonCode, printable
 from smtpguard.smtp.framing import RemoteProtocolError
@@ -112,7 +113,7 @@ class Route:
         if not (said.is_transient or said.is_permanent):
             self.break_off(ReasonCode.PROTOCOL_ERROR, f"{said.code} before the end of data", "content")
             return
-        self.final = self.walk.annotated(said, self.opened)
+        self.final = self.walk.answers.annotated(said, self.opened)
         self.refused(self.accepted, "content", relayed=True)
         self.drop()
 
@@ -172,7 +173,7 @@ class Route:
         walk = self.walk
         opened = walk.opened
         for reply, count in counts.items():
-            failure = next((one for one in reversed(walk.failures) if one.reply == reply), None)
+            failure = next((one for one in reversed(walk.answers.failures) if one.reply == reply), None)
             code = self.broken.code if self.broken is not None and stage != "rcpt" else None
             if code is None and failure is not None:
                 code = failure.code
@@ -190,7 +191,7 @@ class Route:
                     stage=stage,
                     relayed=relayed if relayed is not None else code is None,
                     recipients=count,
-                    why=tuple(printable(one.reply.text) for one in walk.failures if one.reply != reply)[-5:],
+                    why=tuple(printable(one.reply.text) for one in walk.answers.failures if one.reply != reply)[-5:],
                 )
             )
 

@@ -13,11 +13,12 @@ import trio
 
 from smtpguard.events import DeliveryRefused, FinalReplyLost
 from smtpguard.net.wire import Interrupted, Why, WireLost
+from smtpguard.outbound.answers import Addressee
 from smtpguard.outbound.intercept import InterceptedWalk, Interception
 from smtpguard.outbound.route import Route, reply_line
 from smtpguard.outbound.routes import NextHop
 from smtpguard.outbound.settings import Outbound, OutboundListener
-from smtpguard.outbound.walk import Addressee, Services, Walk
+from smtpguard.outbound.walk import Services, Walk
 from smtpguard.reasons import Reason, ReasonCode, printable
 from smtpguard.smtp.body import TERMINATOR
 from smtpguard.smtp.commands import Mail, Rcpt
@@ -242,7 +243,7 @@ class Transaction:
                 opened.link.wire.close()
 
     async def _relay_refusal(self, route: Route, reply: Reply) -> None:
-        route.final = route.walk.annotated(reply, route.opened)
+        route.final = route.walk.answers.annotated(reply, route.opened)
         route.refused(route.accepted, "data", relayed=True)
         await route.release(reply)
 
@@ -333,7 +334,7 @@ class Transaction:
         if reply.severity == 3:
             route.break_off(ReasonCode.PROTOCOL_ERROR, f"end of data answered {reply.code}", "final")
             return
-        route.final = route.walk.annotated(reply, route.opened)
+        route.final = route.walk.answers.annotated(reply, route.opened)
         if reply.is_positive:
             route.delivered(reply, octets)
             route.hand_back()

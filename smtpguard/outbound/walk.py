@@ -2,8 +2,7 @@
 
 RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host
 that fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT,
-and after two hosts that were told MAIL.  A later host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
-A 2xx that was lost with its connection before the MTA heard of it counts for nothing.
+and after two hosts that were told MAIL.  A 2xx that was lost with its connection before the MTA heard of it counts for nothing.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +20,7 @@ from smtpguard.names import Domain, IpAddress
 from smtpguard.net.limits import AddressMemory
 from smtpguard.net.link import ClientLink
 from smtpguard.net.wire import Interrupted, WireLost
+from smtpguard.outbound.answers import Addressee, Answers
 from smtpguard.outbound.gather import Gathering, Plan, StsLookups
 from smtpguard.outbound.host import Candidate, Greeted, HostFailed, Hosts, Opened
 from smtpguard.outbound.pool import Pool
@@ -32,31 +32,10 @@ from smtpguard.policy.engine import rule_warnings
 from smtpguard.policy.model import Await, TryNextMx
 from smtpguard.policy.rules import AppliedRules
 from smtpguard.reasons import Reason, ReasonCode, printable
-from smtpguard.smtp.commands import Mail, Rcpt
+from smtpguard.smtp.commands import Mail
 from smtpguard.smtp.extensions import forward_mail, forward_rcpt
 from smtpguard.smtp.framing import RemoteProtocolError
 from smtpguard.smtp.replies import Reply, reply_of
-
-
-@dataclass(slots=True)
-class Addressee:
-    """One RCPT of the MTA: its reply, then, if accepted, its part of the final reply."""
-
-    rcpt: Rcpt
-    reply: Reply | None = None
-    deferred: Reply | None = None
-    accepted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why one host did not take the mail, as the MTA would hear it; `candidate` where it came to an address of it."""
-
-    reply: Reply
-    code: ReasonCode | None
-    subject: str
-    candidate: Candidate | None = None
-    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +66,16 @@ class Walk:
     mail: Mail
     id: str
     opened: Opened | None = None
-    failures: list[Failure] = field(default_factory=list)
+    answers: Answers = field(init=False)
     policy: str = ""
     why: list[str] = field(default_factory=list)
     _full_sessions: int = 0
     _told: int = 0
     _deadline: float = inf
+
+    def __post_init__(self) -> None:
+        confirmed = self.services.lookups.permanent_answers_confirmed
+        self.answers = Answers(self.id, self.next_hop.key, self.settings.annotate, confirmed)
 
     @property
     def applied(self) -> AppliedRules:
@@ -103,7 +86,7 @@ class Walk:
         """Give every addressee its reply.  `deadline` is on the monotonic clock; then `451 4.4.2`."""
         self._deadline = deadline
         await self._gathered(self._walk, addressees, deadline)
-        self._answer_rest(addressees)
+        self.answers.answer_rest(addressees)
 
     async def _gathered(
         self,
@@ -128,8 +111,8 @@ class Walk:
                 await step(gathering, addressees)
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
-            detail = self.failures[-1].reply.text if self.failures else ""
-            self._fail(Reason(ReasonCode.BUDGET, self.next_hop.key, detail))
+            detail = self.answers.failures[-1].reply.text if self.answers.failures else ""
+            self.answers.fail(Reason(ReasonCode.BUDGET, self.next_hop.key, detail))
 
     async def more(self, addressees: Sequence[Addressee], deadline: float) -> None:
         """Further recipients for the open transaction."""
@@ -144,8 +127,8 @@ class Walk:
             self._lost(self.opened, error)
         else:
             for addressee, reply in zip(told, replies, strict=True):
-                self._take(addressee, reply, self.opened)
-        self._answer_rest(addressees)
+                self.answers.take(addressee, reply, self.opened)
+        self.answers.answer_rest(addressees)
 
     async def _walk(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
         if self.next_hop.address is not None:
@@ -154,13 +137,13 @@ class Walk:
             return
         hosts = await gathering.hosts()
         if isinstance(hosts, Reason):
-            self._fail(hosts)
+            self.answers.fail(hosts)
             if hosts.code.result_type is not None:  # bogus MX records: no host is known, and it counts (RM-16)
                 self.services.emit(plan_skipped(self.id, self.next_hop, "", TryNextMx((hosts,))))
             return
         usable = self._better_than_us(hosts)
         if not usable:
-            self._fail(Reason(ReasonCode.LOOP, hosts[0].name, "own_names"))
+            self.answers.fail(Reason(ReasonCode.LOOP, hosts[0].name, "own_names"))
         lacking: list[MxHost] = []
         for number, host in enumerate(usable):
             last = number == len(usable) - 1 and not lacking
@@ -193,7 +176,7 @@ class Walk:
         """Try the addresses of one host.  True: the walk is over; None: it lacks 8BITMIME, others may have it."""
         assert not isinstance(plan, Await)
         if isinstance(plan, TryNextMx):
-            self._fail(plan.reasons[-1], permanent=plan.permanent)
+            self.answers.fail(plan.reasons[-1], permanent=plan.permanent)
             self.services.emit(plan_skipped(self.id, self.next_hop, host, plan))
             return False
         today = self.services.clock.now().date()
@@ -248,10 +231,10 @@ class Walk:
             )
         if isinstance(opened, HostFailed):
             if opened.reply is not None:
-                self._relayed_failure(opened.reply, candidate, plan, opened.reasons[-1])
+                self.answers.relay_failure(opened.reply, candidate, plan.requirement.policy, opened.reasons[-1])
             else:
                 reason, policy = opened.reasons[-1], plan.requirement.policy
-                self._fail(reason, permanent=opened.permanent, candidate=candidate, policy=policy)
+                self.answers.fail(reason, permanent=opened.permanent, candidate=candidate, policy=policy)
             self.services.emit(host_skipped(self.id, self.next_hop, plan, opened))
             if self.next_hop.domain is not None and plan.requirement.policy.startswith("sts"):
                 self.services.recheck_sts(self.next_hop.domain)
@@ -268,12 +251,12 @@ class Walk:
         candidate = opened.candidate
         parameters = forward_mail(self.mail, opened.link.extensions, dsn_hide=self.settings.dsn == "hide")
         if isinstance(parameters, ReasonCode):
-            self._fail(Reason(parameters, str(candidate)), candidate=candidate, policy=plan.requirement.policy)
+            self.answers.fail(Reason(parameters, str(candidate)), candidate=candidate, policy=plan.requirement.policy)
             self.services.pool.give(opened)
             return False
         if self._lacks_8bitmime(opened) and self.settings.eightbit_to_7bit_mx == "refuse":
             reason = Reason(ReasonCode.NO_8BITMIME, str(candidate))
-            self._fail(reason, candidate=candidate, policy=plan.requirement.policy)
+            self.answers.fail(reason, candidate=candidate, policy=plan.requirement.policy)
             self.services.pool.give(opened)
             return False
         self._told = 0
@@ -303,12 +286,12 @@ class Walk:
         self.policy = plan.requirement.policy
         self.why = [f"{reason.code.token}:{reason.subject}" for reason in plan.requirement.reasons]
         if not mail_reply.is_positive:
-            self._relayed_failure(mail_reply, candidate, plan, None)
+            self.answers.relay_failure(mail_reply, candidate, plan.requirement.policy, None)
             for addressee in undecided:
-                self._take(addressee, mail_reply, opened)
+                self.answers.take(addressee, mail_reply, opened)
         else:
             for addressee, reply in zip(undecided, replies, strict=True):
-                self._take(addressee, reply, opened)
+                self.answers.take(addressee, reply, opened)
         if any(addressee.accepted for addressee in undecided):
             self.opened = opened
             return True
@@ -344,31 +327,6 @@ class Walk:
                 opened.link.wire.close()
         if clean:
             self.services.pool.give(opened)
-
-    def _take(self, addressee: Addressee, reply: Reply, opened: Opened) -> None:
-        """One RCPT reply of the host (or its MAIL reply, which answers each RCPT)."""
-        shown = self.annotated(reply, opened)
-        if reply.is_positive:
-            addressee.accepted = True
-            addressee.reply = shown
-        elif reply.is_permanent:
-            addressee.reply = addressee.deferred or shown
-        else:
-            addressee.deferred = shown
-
-    def annotated(self, reply: Reply, opened: Opened) -> Reply:
-        """A reply of the host as the MTA sees it: code, status and text kept, one suffix; 421 becomes 451 (CH-20).
-
-        A 3xx has no place where this is asked, and must never reach the MTA: 451 4.5.0 (SMTP-13, OUT-32).
-        """
-        return self._annotated(reply, opened.candidate, opened.requirement.policy)
-
-    def _annotated(self, reply: Reply, candidate: Candidate, policy: str) -> Reply:
-        if reply.severity == 3:
-            return reply_of(Reason(ReasonCode.PROTOCOL_ERROR, str(candidate), f"it said {reply}"), self.id)
-        if reply.code == 421:
-            reply = reply.with_code(451)
-        return reply.with_suffix(f" ({candidate} {policy} {self.id})") if self.settings.annotate else reply
 
     def _rcpt_line(self, addressee: Addressee, link: ClientLink) -> bytes:
         parameters = forward_rcpt(addressee.rcpt, link.extensions, dsn_hide=self.settings.dsn == "hide")
@@ -407,35 +365,7 @@ class Walk:
             code = ReasonCode.TIMED_OUT
         opened.link.wire.close()
         reason = Reason(code, str(opened.candidate), printable(str(error)))
-        self._fail(reason, candidate=opened.candidate, policy=opened.requirement.policy)
-
-    def _fail(
-        self, reason: Reason, *, permanent: bool = False, candidate: Candidate | None = None, policy: str = ""
-    ) -> None:
-        reply = reply_of(reason, self.id)
-        if permanent and reply.is_transient and reason.code is not ReasonCode.NO_ADDRESS:
-            reply = reply.with_code(550)
-        if permanent and reason.code is ReasonCode.NO_ADDRESS and self.services.lookups.permanent_answers_confirmed():
-            reason = Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail)
-            reply = reply_of(reason, self.id)
-        self.failures.append(Failure(reply, reason.code, reason.subject, candidate, policy))
-
-    def _relayed_failure(self, reply: Reply, candidate: Candidate, plan: Plan, reason: Reason | None) -> None:
-        policy = plan.requirement.policy
-        shown = self._annotated(reply, candidate, policy)
-        self.failures.append(Failure(shown, reason.code if reason else None, str(candidate), candidate, policy))
-
-    def final_failure(self) -> Failure:
-        """What the MTA hears where no host took the mail: the last temporary failure, else the last one."""
-        if not self.failures:  # no cause is known, so none is permanent
-            self._fail(Reason(ReasonCode.INTERNAL, self.next_hop.key))
-        temporary = [failure for failure in self.failures if failure.reply.is_transient]
-        return (temporary or self.failures)[-1]
-
-    def _answer_rest(self, addressees: Sequence[Addressee]) -> None:
-        for addressee in addressees:
-            if addressee.reply is None:
-                addressee.reply = addressee.deferred or self.final_failure().reply
+        self.answers.fail(reason, candidate=opened.candidate, policy=opened.requirement.policy)
 
 
 def _is_gone(said: Sequence[Reply] | Exception) -> bool:
