@@ -332,7 +332,7 @@ class Application:
         except (OSError, ValueError) as error:
             self.emit(ReloadFailed(detail=printable(str(error), _DETAIL)))
         except Exception as error:  # noqa: BLE001  -- a boundary: a bug in reading a new file must not end what runs
-            self.emit(InternalError(where="reload", session="", error=printable(repr(error))))
+            self.emit(InternalError.of("reload", error))
             self.emit(ReloadFailed(detail="internal error"))
         else:
             if isinstance(found, Settings):

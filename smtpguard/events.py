@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from smtpguard.reasons import printable
+
 Direction = Literal["inbound", "outbound"]
 Severity = Literal["debug", "info", "warning", "error"]
 
@@ -336,6 +338,18 @@ class InternalError(Event):
     where: str
     session: str
     error: str
+
+    @classmethod
+    def of(cls, where: str, error: Exception, session: str = "") -> "InternalError":
+        """With type, text and innermost place of the bug; of a group, its first."""
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        file = trace.tb_frame.f_code.co_filename.rpartition("/")[2] if trace is not None else ""
+        place = f" at {file}:{trace.tb_lineno}" if trace is not None else ""
+        return cls(where=where, session=session, error=printable(f"{type(error).__name__}: {error}{place}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

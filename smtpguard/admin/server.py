@@ -125,7 +125,7 @@ class AdminServer:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._requests(stream)
         except Exception as error:  # noqa: BLE001  -- the boundary named above
-            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
+            self._emit(InternalError.of("admin", error))
         finally:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
@@ -223,7 +223,7 @@ class AdminServer:
                 return self._subscribe(self._live.feed, request, query, fields)
             return await self.answer(method, path, query, fields.get(b"accept", ""))
         except Exception as error:  # noqa: BLE001  -- the boundary named above
-            self._emit(InternalError(where="admin", session="", error=printable(repr(error))))
+            self._emit(InternalError.of("admin", error))
             return problem(500, "internal error; the log says more")
 
     def _subscribe(

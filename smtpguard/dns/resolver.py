@@ -247,7 +247,7 @@ class Resolver:
         try:
             return await self._resolve(name, rdtype)
         except Exception as error:  # noqa: BLE001  boundary of a look-up: a bug costs this answer only
-            self._emit(InternalError(where="dns", session="", error=printable(repr(error))))
+            self._emit(InternalError.of("dns", error))
             return LookupFailed(name, rdtype, FailureKind.MALFORMED, detail="internal error")
 
     def _forget_other_times(self) -> None:

@@ -17,7 +17,7 @@ from smtpguard.mtasts.entries import Entry
 from smtpguard.mtasts.fetch import FetchedPolicy
 from smtpguard.mtasts.parse import StsUnavailable
 from smtpguard.names import Domain
-from smtpguard.reasons import ReasonCode, printable
+from smtpguard.reasons import ReasonCode
 
 _WAITING_PER_SLOT: Final = 32
 _MAX_REMEMBERED: Final = 10_000
@@ -116,7 +116,7 @@ class Flights:
                 try:
                     result = await self._fetch(flight.domain)
                 except Exception as error:  # noqa: BLE001  -- the boundary of the fetching service: a bug defers
-                    self._emit(InternalError(where="mtasts.fetch", session="", error=printable(repr(error))))
+                    self._emit(InternalError.of("mtasts.fetch", error))
                     result = StsUnavailable(ReasonCode.INTERNAL, "the fetch failed here", "internal", defer=True)
                 self._land(flight, result)
                 # A slot is held for a second at least: the cap is also one on the rate.

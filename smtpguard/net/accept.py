@@ -6,7 +6,6 @@ that begins before its task first runs must not miss it.
 """
 
 import errno
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -98,7 +97,7 @@ async def _run_session(
         pass  # an end like any other
     except Exception as error:  # noqa: BLE001  -- the session boundary (DESIGN §7)
         if not _is_end(error):
-            emit(InternalError(where=f"session of {name}", session=str(wire.peer), error=_told(error)))
+            emit(InternalError.of(f"session of {name}", error, str(wire.peer)))
             if farewell:
                 with suppress(WireLost):
                     wire.send_nowait(farewell)
@@ -112,12 +111,3 @@ async def _run_session(
 def _is_end(error: Exception) -> bool:
     """A session with a nursery inside wraps the ends in groups."""
     return isinstance(error, ExceptionGroup) and error.split((Interrupted, WireLost))[1] is None
-
-
-def _told(error: Exception) -> str:
-    """Type, text and innermost place of a bug."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else ""
-    return printable(f"{type(error).__name__}: {error}{place}")

@@ -158,16 +158,19 @@ class Transaction:
         return [hop for hop in hops if slots.try_take([hop.key])]
 
     async def _run(self, route: Route, group: list[Addressee], new: bool, deadline: float) -> None:
-        if not new:
-            await route.walk.more(group, deadline)
-            return
-        key = route.walk.next_hop.key
+        walk, slots = route.walk, self._services.slots
+        key = walk.next_hop.key
         try:
-            await route.walk.run(group, deadline)
+            await (walk.run if new else walk.more)(group, deadline)
+        except Exception as error:  # noqa: BLE001  -- a boundary: a bug costs this next hop, not the MTA's session
+            walk.abandon(group, error)
+            if new:
+                walk.opened = None
         finally:
-            self._services.slots.walk_ended(key)
-            if route.walk.opened is None:
-                self._services.slots.connection_ended(key)
+            if new:
+                slots.walk_ended(key)
+                if walk.opened is None:
+                    slots.connection_ended(key)
 
     def _route(self, next_hop: NextHop) -> Route:
         """A route with a fresh walk for this next hop."""

@@ -2,7 +2,8 @@
 
 RFC 5321 §5.1 (order, at least two addresses), RFC 7672 §2.2.1 (preference beats security), RFC 8461 §5.1(2): a host
 that fails is skipped with its reason; the domain fails when none is left.  Fallback ends with the first 2xx to RCPT,
-and after two hosts that were told MAIL.  A 2xx that was lost with its connection before the MTA heard of it counts for nothing.
+and after two hosts that were told MAIL.  A 2xx that was lost with its connection before the MTA heard of it counts
+for nothing.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +16,7 @@ import trio
 from smtpguard.clock import Clock
 from smtpguard.dns.records import MxHost
 from smtpguard.dns.resolver import Lookups
-from smtpguard.events import Emit
+from smtpguard.events import Emit, InternalError
 from smtpguard.names import Domain, IpAddress
 from smtpguard.net.limits import AddressMemory
 from smtpguard.net.link import ClientLink
@@ -69,6 +70,7 @@ class Walk:
     answers: Answers = field(init=False)
     policy: str = ""
     why: list[str] = field(default_factory=list)
+    _asked: Opened | None = None  # the host that was told MAIL last
     _full_sessions: int = 0
     _told: int = 0
     _deadline: float = inf
@@ -128,6 +130,17 @@ class Walk:
         else:
             for addressee, reply in zip(told, replies, strict=True):
                 self.answers.take(addressee, reply, self.opened)
+        self.answers.answer_rest(addressees)
+
+    def abandon(self, addressees: Sequence[Addressee], error: Exception) -> None:
+        """A bug ended `run` or `more`: none of these recipients is accepted, whatever the host said, and the host, if
+        there is one, is left.  Other next hops go on."""
+        self.services.emit(InternalError.of("walk", error, self.id))
+        if self._asked is not None:
+            self._asked.link.wire.close()
+        for one in addressees:
+            one.accepted, one.reply, one.deferred = False, None, None
+        self.answers.fail(Reason(ReasonCode.INTERNAL, self.next_hop.key))
         self.answers.answer_rest(addressees)
 
     async def _walk(self, gathering: Gathering, addressees: Sequence[Addressee]) -> None:
@@ -260,6 +273,7 @@ class Walk:
             self.services.pool.give(opened)
             return False
         self._told = 0
+        self._asked = opened
         undecided = self._within_limit(addressees, opened.link)
         mail = b"MAIL FROM:<" + self.mail.path.text + b">"
         lines = [b" ".join((mail, *parameters)), *(self._rcpt_line(one, opened.link) for one in undecided)]

@@ -16,15 +16,18 @@ from OpenSSL import SSL
 
 from smtpguard.clock import SYSTEM_CLOCK, Ids
 from smtpguard.config.build import Settings
-from smtpguard.events import Delivered, InternalError, SessionClosed, Violation
+from smtpguard.events import Delivered, DeliveryRefused, InternalError, SessionClosed, Violation
 from smtpguard.names import IpAddress
 from smtpguard.net.wire import Endpoint, Wait, Why, Wire, WireLost
+from smtpguard.outbound.answers import Addressee, Answers
+from smtpguard.outbound.host import Opened
 from smtpguard.outbound.intake import Intake
 from smtpguard.outbound.settings import Budgets, OutboundListener
 from smtpguard.outbound.transaction import Transaction
 from smtpguard.sandbox.behaviour import Behaviour, Stage
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.sandbox.internet import Publication, Site
+from smtpguard.smtp.replies import Reply
 from tests.net.peers import client_context, server_context
 from tests.support.rig import MARKER, MESSAGE, Rig, open_rig
 
@@ -350,6 +353,42 @@ async def test_out_27_a_bug_in_a_session(tmp_path: Path, monkeypatch: pytest.Mon
         await closed_hosts(rig, "a.example")
         assert not has_dot(rig, "a.example")
         assert [one.error.split(" at ")[0] for one in rig.of(InternalError)] == ["RuntimeError: a bug"]
+        assert repr(rig.engine.services.slots) == "<DestinationSlots connections={} walks={}>"
+
+
+@pytest.mark.parametrize("further", [False, True], ids=["first", "further"])
+async def test_a_bug_in_one_walk_costs_its_next_hop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: bool
+) -> None:
+    """OUT-27: 451 4.3.0 for these recipients and no dot for their host; the other next hop's mail is delivered, and the
+    session goes on."""
+    take = Answers.take
+
+    def broken(self: Answers, addressee: Addressee, reply: Reply, opened: Opened) -> None:
+        if addressee.rcpt.path.local_part == b"bug":
+            raise RuntimeError("a bug")
+        take(self, addressee, reply, opened)
+
+    monkeypatch.setattr(Answers, "take", broken)
+    async with open_rig(tmp_path, [A, B]) as rig:
+        client = await rig.client("lmtp")
+        await client.command("MAIL FROM:<s@s.example>")
+        if further:
+            assert (await client.command("RCPT TO:<x@a.example>")).code == 250
+        assert str(await client.command("RCPT TO:<bug@a.example>")).startswith("451 4.3.0 ")
+        assert (await client.command("RCPT TO:<y@b.example>")).code == 250
+        await client.command("DATA")
+        await client.conversation.send(MESSAGE + b".\r\n")
+        replies = [await client.reply() for _ in range(1 + further)]
+        assert [reply.code for reply in replies] == [451, 250] if further else [250]
+        assert [one.reason for one in rig.of(DeliveryRefused)] == ["internal", *["host/lost"] * further]
+        assert [one.error.split(" at ")[0] for one in rig.of(InternalError)] == ["RuntimeError: a bug"]
+        assert (await client.command("NOOP")).code == 250
+        await client.quit()
+        await closed_hosts(rig, "a.example")
+        assert not has_dot(rig, "a.example")
+        assert len(rig.internet.hosts["b.example"].mx.messages) == 1
+        assert rig.is_clean
         assert repr(rig.engine.services.slots) == "<DestinationSlots connections={} walks={}>"
 
 
