@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 HOME = Path("/var/lib/smtpguard-deploy")
 TOOLS = HOME / "tools" / "bin"
+DOCKER_COMPOSE = HOME / "docker-compose"
 BASE = "localhost/debian:smtpguard-test"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 

@@ -17,7 +17,7 @@ import trio
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.sandbox.demo import Ports, configuration
 from smtpguard.sandbox.internet import Internet, Publication, Site, open_internet
-from tests.deploy.containers import ROOT, TOOLS, Container, Engine, Image, output
+from tests.deploy.containers import DOCKER_COMPOSE, ROOT, TOOLS, Container, Engine, Failed, Image, output
 
 COMPOSE = ROOT / "deploy" / "compose"
 NAME = "mx1.example.org"
@@ -39,6 +39,14 @@ def services() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def mta_image(engine: Engine) -> Image:
     return engine.build("localhost/smtpguard-mta:test", file="deploy/compose/mta/Dockerfile")
+
+
+def test_docker_compose_accepts_it() -> None:
+    """By its own schema; and the name is the one thing that it asks for."""
+    check = [DOCKER_COMPOSE, "-f", COMPOSE / "compose.yaml", "config", "--quiet"]
+    output(check, MAIL_HOSTNAME=NAME)
+    with pytest.raises(Failed, match="set MAIL_HOSTNAME, as in mx1"):
+        output(check, MAIL_HOSTNAME="")
 
 
 def options(service: dict[str, Any], volumes: dict[str, Path]) -> list[str]:

@@ -60,6 +60,24 @@ def test_kubernetes(directory: Path, tmp_path: Path) -> None:
     assert "restartPolicy: Always" in text
 
 
+def test_the_pod_monitor() -> None:
+    """The operator's own resource, as its CRD has it: of what was given nothing is wrong, and nothing is unknown."""
+    script = """if True:
+        import json, sys, yaml
+        from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+        given = yaml.safe_load(sys.stdin)
+        found = PodMonitor.model_validate_json(json.dumps(given), strict=True)
+        understood = json.loads(found.model_dump_json(by_alias=True, exclude_unset=True))
+        sys.exit(f"lost: {given}\\nof which remains: {understood}" if understood != given else 0)
+    """
+    text = (DEPLOY / "kubernetes" / "podmonitor.yaml").read_text()
+    output([TOOLS / "python", "-c", script], stdin=text)
+    for name, file in (("mail", "sidecar/mail.yaml"), ("smtpguard", "standalone/smtpguard.yaml")):
+        pod = (DEPLOY / "kubernetes" / file).read_text()
+        assert f"labels: {{app.kubernetes.io/name: {name}}}" in pod
+        assert "{name: metrics, containerPort: 9826}" in pod
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)
 def test_smtpguard_reads_the_configurations(config: Path, tmp_path: Path) -> None:
     """With the variables that the manifests set; the certificates are the test's own."""
