@@ -30,9 +30,11 @@ HARDENED = (
 
 _STORAGE = """
 [storage]
-driver = "vfs"
+driver = "{driver}"
 runroot = "{directory}/run"
 graphroot = "{directory}/graph"
+[storage.options.overlay]
+skip_mount_home = "true"
 """
 # runc takes part where cgroups are in hybrid mode and RLIMITs cannot be raised; crun does not.
 _CONTAINERS = """
@@ -187,8 +189,21 @@ def open_engine() -> Iterator[Engine]:
     """An engine without images, and without a trace at the end."""
     directory = Path(tempfile.mkdtemp(prefix="smtpguard-containers-", dir="/var/tmp"))
     try:
-        (directory / "storage.conf").write_text(_STORAGE.format(directory=directory))
+        (directory / "storage.conf").write_text(_STORAGE.format(directory=directory, driver=_driver(directory)))
         (directory / "containers.conf").write_text(_CONTAINERS)
         yield Engine(directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _driver(directory: Path) -> str:
+    """overlay, where a file system here can be laid over another: vfs copies the whole image for each container."""
+    layers = [directory / name for name in ("lower", "upper", "work", "merged")]
+    for layer in layers:
+        layer.mkdir()
+    lower, upper, work, merged = layers
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    if subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=False).returncode != 0:
+        return "vfs"
+    output(["umount", merged])
+    return "overlay"
