@@ -36,11 +36,6 @@ def services() -> dict[str, Any]:
     return services
 
 
-@pytest.fixture(scope="module")
-def mta_image(engine: Engine) -> Image:
-    return engine.build("localhost/smtpguard-mta:test", file="deploy/compose/mta/Dockerfile")
-
-
 def test_docker_compose_accepts_it() -> None:
     """By its own schema; and the name is the one thing that it asks for."""
     check = [DOCKER_COMPOSE, "-f", COMPOSE / "compose.yaml", "config", "--quiet"]
