@@ -36,7 +36,9 @@ def test_every_base_is_the_same_and_pinned() -> None:
     assert len(bases) == 1
     assert re.fullmatch(r"ARG BASE=docker\.io/library/debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}", bases.pop())
     for path in DOCKERFILES:
-        assert set(re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE)) <= {"${BASE}", "scratch"}
+        text = path.read_text()
+        stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${BASE}", "scratch", *stages}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=relative)
