@@ -11,6 +11,8 @@ packages=(
   prometheus # promtool
   # what the systemd tests start beside it
   openssl
+  # the Internet of the pods that podman plays
+  knot knot-dnsutils postfix nftables util-linux
   # libraries of the MTAs that are only unpacked
   libevent-2.1-7 libdb5.3 libpam0g libgnutls30 libgnutls-dane0 libpcre2-8-0 libidn12 libidn2-0 libcrypt1
 )

@@ -9,7 +9,7 @@ they are.  The client's network is for TPROXY: there the pod is its gateway.
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ def _start(pod: Pod) -> None:
     maker = CertificateMaker(certificates)
     shown = {name: maker.leaf(None, [f"mx.{name}.test"]) for name in SITES}
     _dns(pod, shown)
-    _receiver(pod, shown)
+    receive(pod.receiver, SITES, shown)
     state = pod.directory / "state"
     state.mkdir()
     os.chown(state, int(USER), int(USER))
@@ -213,14 +213,8 @@ def _spawn(pod: Pod, name: str, *command: str | Path, ready: Callable[[], bool])
 
 
 def _dns(pod: Pod, shown: dict[str, Credential]) -> None:
-    described = {}
-    for name, address in SITES.items():
-        records = f"@ MX 10 mx\nmx {'AAAA' if ':' in address else 'A'} {address}\nwww A 192.0.2.1\n"
-        if name in _SIGNED:
-            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, shown[name].der)}\n"
-        described[name] = Zone(records, signed=name in _SIGNED, bogus=name == "bogus")
     directory = pod.directory / "dns"
-    config = zones.write_knot(directory, described, _KNOT)
+    config = zones.write_knot(directory, described(SITES, shown), _KNOT)
     _spawn(pod, "knot", "knotd", "-c", config, ready=lambda: "mx." in zones.ask(_KNOT, "plain.test", "MX"))
     config = zones.write_unbound(directory)
     with pod.network.entered():
@@ -229,21 +223,33 @@ def _dns(pod: Pod, shown: dict[str, Credential]) -> None:
         )
 
 
-def _receiver(pod: Pod, shown: dict[str, Credential]) -> None:
-    mail = pod.directory / "mail"
+def described(sites: Mapping[str, str], shown: Mapping[str, Credential]) -> dict[str, Zone]:
+    """The zones of these sites, whose mail hosts show these certificates."""
+    found = {}
+    for name, address in sites.items():
+        records = f"@ MX 10 mx\nmx {'AAAA' if ':' in address else 'A'} {address}\nwww A 192.0.2.1\n"
+        if name in _SIGNED:
+            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, shown[name].der)}\n"
+        found[name] = Zone(records, signed=name in _SIGNED, bogus=name == "bogus")
+    return found
+
+
+def receive(receiver: Postfix, sites: Mapping[str, str], shown: Mapping[str, Credential]) -> None:
+    """Start the mail hosts of these sites: one Postfix, which puts all mail into the mailbox beside its directory."""
+    mail = receiver.directory.with_name("mail")
     mail.mkdir()
     shutil.chown(mail, "nobody", "nogroup")
-    users = pod.directory / "users"
+    users = receiver.directory.with_name("users")
     users.write_text("/^user[0-9]*@/ all/\n")
     services = ""
-    for name, address in SITES.items():
+    for name, address in sites.items():
         where = f"[{address}]:25" if ":" in address else f"{address}:25"
         services += f"{where} inet n - n - - smtpd\n  -o smtpd_tls_chain_files={shown[name].pem_file}\n"
         services += f"  -o myhostname=mx.{name}.test\n"
-    pod.receiver.start(
+    receiver.start(
         f"""myhostname = mx.test
 mydestination =
-virtual_mailbox_domains = {" ".join(f"{name}.test" for name in SITES)}
+virtual_mailbox_domains = {" ".join(f"{name}.test" for name in sites)}
 virtual_mailbox_base = {mail}
 virtual_mailbox_maps = regexp:{users}
 virtual_uid_maps = static:65534
