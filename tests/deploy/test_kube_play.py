@@ -8,8 +8,6 @@ an operator would add a zone of an intranet.
 
 import os
 import re
-import smtplib
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,52 +19,15 @@ from smtpguard.sandbox.client import unverifying_context
 from tests.deploy.containers import ROOT, Engine
 from tests.deploy.documents import blocks
 from tests.deploy.kube import Document, Pod, give_to_group, kustomized, played, pod_of, write_tls_secret
-from tests.interop import zones
+from tests.deploy.outside import CANARY, DANE, INTERNET, SECONDS, greeted, link, local_conf, open_internet
 from tests.interop.path import Stripper
-from tests.interop.pod import described, receive
-from tests.interop.processes import Postfix, end, lab_directory, messages_in, run, spawn, wait_for
+from tests.interop.processes import lab_directory, messages_in, wait_for
 
 PAGE = "deploy-kubernetes.md"
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 NAME = "mx1.your.example"
-INTERNET, POD = "11.1.0.1", "11.1.0.2"
-DANE = "11.25.0.1"
-SITES = {"dane": DANE, "plain": "11.25.0.2", "bogus": "11.25.0.9"}
 RELAYS = {"sidecar": "127.0.0.1[127.0.0.1]:10027", "sidecar-intercepting": f"mx.dane.test[{DANE}]:25"}
 """Where the MTA thinks that mail for dane.test goes."""
-SECONDS = 60.0
-MORE = """
-[dns.canary]
-signed = "www.dane.test"
-unsigned = "www.plain.test"
-broken = "www.bogus.test"
-"""
-
-
-@contextmanager
-def open_internet(directory: Path) -> Iterator[str]:
-    """Name server and mail hosts in the network of the test; the trust anchor of test."""
-    for address in (INTERNET, *SITES.values()):
-        run("ip", "address", "add", f"{address}/32", "dev", "lo")
-    certificates = directory / "certificates"
-    certificates.mkdir()
-    maker = CertificateMaker(certificates)
-    shown = {name: maker.leaf(None, [f"mx.{name}.test"]) for name in SITES}
-    config = zones.write_knot(directory / "dns", described(SITES, shown), INTERNET)
-    (anchor,) = re.findall(r"^test\. DS .*$", (directory / "dns/zones/.zone").read_text(), re.MULTILINE)
-    receiver = Postfix(directory / "receiver")
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        spawn(processes, directory / "knot.log", "knotd", "-c", config, ready=has_names)
-        receive(receiver, SITES, shown)
-        yield anchor
-    finally:
-        receiver.stop()
-        end(processes)
-
-
-def has_names() -> bool:
-    return "mx." in zones.ask(INTERNET, "plain.test", "MX")
 
 
 def documents(kind: str, anchor: str, directory: Path) -> list[Document]:
@@ -82,11 +43,8 @@ def documents(kind: str, anchor: str, directory: Path) -> list[Document]:
     base = os.path.relpath(KUBERNETES / kind, overlay)
     (overlay / "kustomization.yaml").write_text(text.replace("../smtpguard/deploy/kubernetes/sidecar", base))
     (files / "kustomization.yaml").write_text(blocks(PAGE, "files", "yaml"))
-    (files / "smtpguard.toml").write_text((KUBERNETES / kind / "smtpguard.toml").read_text() + MORE)
-    (files / "local.conf").write_text(
-        f'server:\n  trust-anchor: "{anchor}"\n  local-zone: "test." nodefault\n'
-        f'stub-zone:\n  name: "test."\n  stub-addr: {INTERNET}\n'
-    )
+    (files / "smtpguard.toml").write_text((KUBERNETES / kind / "smtpguard.toml").read_text() + CANARY)
+    (files / "local.conf").write_text(local_conf(anchor))
     return kustomized(files)
 
 
@@ -95,12 +53,7 @@ def connected(engine: Engine, found: list[Document], directory: Path) -> Iterato
     """The pod, and the Internet reachable from it; its resolver is known to validate."""
     give_to_group(directory / "storage")
     with played(engine, found, directory) as pod, pod.explained():
-        run("ip", "link", "add", "net0", "type", "veth", "peer", "name", "eth0", "netns", str(pod.pid))
-        run("ip", "address", "add", f"{INTERNET}/24", "dev", "net0")
-        run("ip", "link", "set", "net0", "up")
-        pod.in_network("ip", "address", "add", f"{POD}/24", "dev", "eth0")
-        pod.in_network("ip", "link", "set", "eth0", "up")
-        pod.in_network("ip", "route", "add", "default", "via", INTERNET)
+        link(f"/proc/{pod.pid}/ns/net")
         wait_for("the canary's verdict", lambda: "state=validating" in pod.log("smtpguard"), SECONDS)
         yield pod
 
@@ -172,17 +125,8 @@ def confined(pod: Pod) -> None:
 
 def come_in(pod: Pod) -> None:
     """A client of the Internet at the port that the Service maps 25 to."""
-    client = wait_for("a greeting", accepted, SECONDS)
-    with client:
+    with wait_for("a greeting", lambda: greeted(2525), SECONDS) as client:
         client.starttls(context=unverifying_context())
         client.sendmail("alice@dane.test", ["root@localhost"], b"Subject: in\r\n\r\nin\r\n")
     delivered = re.compile("to=<root@localhost>.*status=sent")
     wait_for("local delivery", lambda: delivered.search(pod.log("mta")), SECONDS)
-
-
-def accepted() -> smtplib.SMTP | None:
-    """421 is heard until the MTA's profile is learnt."""
-    try:
-        return smtplib.SMTP(POD, 2525, local_hostname="mta.client.test", timeout=20)
-    except smtplib.SMTPConnectError:
-        return None
