@@ -6,11 +6,13 @@ services: bridge of podman ── the host, a network of its own: eth0 ── ne
 import json
 import re
 import shutil
+import socket
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -112,6 +114,65 @@ def test_mail_in_and_out(engine: Engine) -> None:
         assert f"client=unknown[{INTERNET}]" in mta.log  # XCLIENT: the client, not the proxy and not the bridge
         with project.host.entered():
             watched()
+
+
+@pytest.mark.usefixtures("network", "images")
+def test_an_upgrade_refuses_nobody(engine: Engine) -> None:
+    """While smtpguard is replaced, as the page says, each client is greeted and the MTA's mail goes out at once."""
+    with prepared(engine) as (project, directory):
+        project.up()
+        wait_for("a greeting", lambda: greeted(25), SECONDS).close()
+        before, mta = project.container("smtpguard").id, project.container("mta")
+        with Callers() as callers:
+            mta.run(
+                "for i in $(seq 40); do\n"
+                "printf 'Subject: x\\n\\nx\\n' | sendmail -f root user1@dane.test; sleep 0.2\n"
+                "done > /dev/null 2>&1 &"
+            )
+            project.up("--no-deps", "--force-recreate", "smtpguard")
+        assert project.container("smtpguard").id != before
+        print(f"\n{len(callers.greetings)} connections while smtpguard was replaced")
+        assert [one for one in callers.greetings if not one.startswith(b"220 ")] == []
+        wait_for("all mail", lambda: len(messages_in(directory, b"user1@dane.test")) == 40, SECONDS)
+        assert "status=deferred" not in mta.log
+
+
+class Callers:
+    """Clients of the Internet, ten in a second, in threads; each stays until it is greeted, and leaves."""
+
+    def __init__(self) -> None:
+        self._heard: list[bytes] = []
+        self._calls: list[threading.Thread] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._begin)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in (self._thread, *self._calls):
+            thread.join()
+
+    def _begin(self) -> None:
+        while not self._ended.wait(0.1):
+            call = threading.Thread(target=self._call)
+            call.start()
+            self._calls.append(call)
+
+    def _call(self) -> None:
+        try:
+            with socket.create_connection((DEPLOYED, 25), timeout=SECONDS) as client:
+                self._heard.append(client.recv(1000))
+        except OSError as error:
+            self._heard.append(str(error).encode())
+
+    @property
+    def greetings(self) -> list[bytes]:
+        """What each heard, or the error instead; when all have left."""
+        assert len(self._heard) == len(self._calls)
+        return self._heard
 
 
 def come_in() -> None:
