@@ -74,7 +74,9 @@ class Project:
 def open_project(engine: Engine, directory: Path, host: Network, **variables: str) -> Iterator[Project]:
     """The project, not yet up; at the end it is down, and nothing remains of it."""
     project = Project(engine, directory, host, variables)
-    api = ["podman", "--log-level=fatal", "system", "service", "--time=0", f"unix://{project.socket}"]
+    # podman's run-time files about networks have one place, which other projects on this machine must not share.
+    own = ["unshare", "--mount", "sh", "-ec", 'mkdir -p "$0"; mount -t tmpfs tmpfs "$0"; exec "$@"', "/run/containers"]
+    api = [*own, "podman", "--log-level=fatal", "system", "service", "--time=0", f"unix://{project.socket}"]
     with (directory / "podman.log").open("wb") as log, host.entered():
         service = subprocess.Popen(api, env={**os.environ, **engine.environment}, stdout=log, stderr=log)
     try:
