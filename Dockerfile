@@ -43,13 +43,20 @@ COPY deploy/container/smtpguard.toml /rootfs/etc/smtpguard/smtpguard.toml
 RUN chroot /rootfs /opt/smtpguard/bin/smtpguard --version
 
 # -- the init container of deploy/kubernetes/sidecar-intercepting: sets the rules and ends
-FROM ${BASE} AS interception
+FROM ${BASE} AS interception-root
+ARG PACKAGES="base-files netbase libc6 nftables libnftables1 libnftnl11 libmnl0 libjansson4 libxtables12 libgmp10 \
+  libedit2 libbsd0 libmd0 libtinfo6"
+COPY deploy/container/root.sh /
+# The base is pinned; packages are those of the day, with their security updates.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends nftables iptables \
-  && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends ${PACKAGES} \
+  && rm -rf /var/lib/apt/lists/* && sh /root.sh /rootfs smtpguard 10125 ${PACKAGES} && chroot /rootfs /usr/sbin/nft --version
+
+FROM scratch AS interception
 LABEL org.opencontainers.image.title="smtpguard-interception" \
   org.opencontainers.image.description="Redirects the outgoing SMTP connections of a pod to smtpguard" \
   org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=interception-root /rootfs /
 ENTRYPOINT ["/usr/sbin/nft"]
 CMD ["--file", "/etc/smtpguard/interception.nft"]
 

@@ -28,7 +28,9 @@ for package in "$@"; do
 done
 
 # What packages make when they are installed.
-cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+case " $* " in
+  *" ca-certificates "*) cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" ;;
+esac
 ldconfig -r "$root"
 
 cat > "$root/etc/passwd" <<END

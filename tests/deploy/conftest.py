@@ -25,6 +25,24 @@ def unbound_image(engine: Engine) -> Image:
     return engine.build("localhost/smtpguard-unbound:test", file="deploy/unbound/Dockerfile")
 
 
+@pytest.fixture(scope="session")
+def interception_image(engine: Engine) -> Image:
+    return engine.build("localhost/smtpguard-interception:test", "--target=interception")
+
+
+@pytest.fixture(scope="session")
+def mta_image(engine: Engine) -> Image:
+    return engine.build("localhost/smtpguard-mta:test", "--layers", file="deploy/compose/mta/Dockerfile")
+
+
+@pytest.fixture(scope="session")
+def pod_images(engine: Engine, image: Image, unbound_image: Image, interception_image: Image, mta_image: Image) -> None:
+    """All that the pods are made of."""
+    engine.build(
+        "localhost/smtpguard-mta-unaware:test", "--layers", "--target=unaware", file="deploy/compose/mta/Dockerfile"
+    )
+
+
 @pytest.fixture
 def network() -> Iterator[None]:
     """A network namespace of the test's own: its ports are free, and nothing leaves it."""

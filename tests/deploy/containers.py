@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 HOME = Path("/var/lib/smtpguard-deploy")
 TOOLS = HOME / "tools" / "bin"
+DOCKER_COMPOSE = HOME / "docker-compose"
 BASE = "localhost/debian:smtpguard-test"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -29,9 +30,11 @@ HARDENED = (
 
 _STORAGE = """
 [storage]
-driver = "vfs"
+driver = "{driver}"
 runroot = "{directory}/run"
 graphroot = "{directory}/graph"
+[storage.options.overlay]
+skip_mount_home = "true"
 """
 # runc takes part where cgroups are in hybrid mode and RLIMITs cannot be raised; crun does not.
 _CONTAINERS = """
@@ -41,6 +44,8 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+[network]
+network_config_dir = "{directory}/networks"
 """
 
 
@@ -186,8 +191,24 @@ def open_engine() -> Iterator[Engine]:
     """An engine without images, and without a trace at the end."""
     directory = Path(tempfile.mkdtemp(prefix="smtpguard-containers-", dir="/var/tmp"))
     try:
-        (directory / "storage.conf").write_text(_STORAGE.format(directory=directory))
-        (directory / "containers.conf").write_text(_CONTAINERS)
+        (directory / "storage.conf").write_text(_STORAGE.format(directory=directory, driver=_driver(directory)))
+        (directory / "containers.conf").write_text(_CONTAINERS.format(directory=directory))
         yield Engine(directory)
     finally:
+        # buildah leaves one mounted where a stage of a Dockerfile has nothing but FROM.
+        for mount in Path("/proc/self/mounts").read_text().splitlines():
+            if (path := mount.split()[1]).startswith(str(directory)):
+                output(["umount", path])
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _driver(directory: Path) -> str:
+    """overlay, where a file system here can be laid over another: vfs copies the whole image for each container."""
+    lower, upper, work, merged = (directory / "trial" / name for name in ("lower", "upper", "work", "merged"))
+    for layer in (lower, upper, work, merged):
+        layer.mkdir(parents=True)
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    if subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=False).returncode != 0:
+        return "vfs"
+    output(["umount", merged])
+    return "overlay"

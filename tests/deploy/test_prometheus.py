@@ -81,6 +81,28 @@ def ask(port: int, path: str) -> bytes:
         connection.close()
 
 
+@contextmanager
+def running_prometheus(admin: int, directory: Path, web: int) -> Iterator[None]:
+    """Prometheus with the shipped configuration, but for smtpguard's port and the interval."""
+    scrape = directory / "prometheus.yml"
+    scrape.write_text(
+        SCRAPE.read_text().replace(":9825", f":{admin}").replace("15s", "1s").replace("alerts.yml", str(ALERTS))
+    )
+    command = [
+        "prometheus",
+        f"--config.file={scrape}",
+        f"--storage.tsdb.path={directory}/tsdb",
+        f"--web.listen-address=127.0.0.1:{web}",
+    ]
+    with running(command, directory / "prometheus.log"):
+        yield
+
+
+def is_up(web: int) -> bool:
+    targets = json.loads(ask(web, "/api/v1/targets") or b"{}").get("data", {}).get("activeTargets", [])
+    return [(one["health"], one["labels"]["job"]) for one in targets] == [("up", "smtpguard")]
+
+
 def test_a_real_prometheus_scrapes_us_and_evaluates_every_rule(tmp_path: Path) -> None:
     """The shipped configuration as it stands, but for the port and the interval: the target is up, each rule is
     healthy, and of a process that is well no critical alert fires."""
@@ -99,25 +121,11 @@ protocol = "lmtp"
 bind = ["127.0.0.1:0"]
 """
     )
-    scrape = tmp_path / "prometheus.yml"
-    scrape.write_text(
-        SCRAPE.read_text().replace(":9825", f":{admin}").replace("15s", "1s").replace("alerts.yml", str(ALERTS))
-    )
     ours = [sys.executable, "-m", "smtpguard", "run", "--config", str(config)]
-    theirs = [
-        "prometheus",
-        f"--config.file={scrape}",
-        f"--storage.tsdb.path={tmp_path}/tsdb",
-        f"--web.listen-address=127.0.0.1:{web}",
-    ]
-    with running(ours, tmp_path / "smtpguard.log"), running(theirs, tmp_path / "prometheus.log"):
+    with running(ours, tmp_path / "smtpguard.log"), running_prometheus(admin, tmp_path, web):
         wait_for("smtpguard ready", lambda: b"ready" in ask(admin, "/healthz/ready"), SECONDS)
 
-        def up() -> bool:
-            targets = json.loads(ask(web, "/api/v1/targets") or b"{}").get("data", {}).get("activeTargets", [])
-            return [(one["health"], one["labels"]["job"]) for one in targets] == [("up", "smtpguard")]
-
-        wait_for("the target up", up, SECONDS)
+        wait_for("the target up", lambda: is_up(web), SECONDS)
 
         def evaluated() -> list[dict[str, Any]]:
             groups = json.loads(ask(web, "/api/v1/rules") or b"{}").get("data", {}).get("groups", [])

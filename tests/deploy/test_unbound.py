@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.deploy.containers import HARDENED, Engine, Image
-from tests.deploy.test_compose import healthy
+from tests.deploy.test_image import healthy
 
 
 def test_it_has_no_shell(unbound_image: Image) -> None:

@@ -1,14 +1,23 @@
-"""Mail hosts that receive, and the web server of their MTA-STS policies.  Each lab gives them addresses of its own."""
+"""Mail hosts that receive, their zones and MTA-STS policies.  Each lab gives them addresses of its own."""
 
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from smtpguard.sandbox.certificates import Credential
+from smtpguard.sandbox.certificates import Credential, tlsa
 from tests.interop.processes import Postfix, spawn, spawn_exim, spawn_opensmtpd
+from tests.interop.zones import Zone
 
 Processes = list[subprocess.Popen[bytes]]
+
+
+def site(address: str, signed_with: Credential | None = None, more: str = "", *, bogus: bool = False) -> Zone:
+    """A domain whose mail host is mx, at `address`; where that shows a certificate that is to be published, by DANE."""
+    records = f"@ MX 10 mx\nmx {'AAAA' if ':' in address else 'A'} {address}\nwww A 192.0.2.1\n{more}"
+    if signed_with is not None:
+        records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, signed_with.der)}\n"
+    return Zone(records, signed=signed_with is not None, bogus=bogus)
 
 
 def receiving_postfix(postfix: Postfix, directory: Path, domains: Sequence[str], services: str) -> None:

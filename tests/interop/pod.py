@@ -15,12 +15,12 @@ from pathlib import Path
 
 from smtpguard.sandbox.certificates import CertificateMaker, Credential, tlsa
 from tests.interop import zones
-from tests.interop.hosts import receiving_exim, receiving_opensmtpd, receiving_postfix, serve_policies, smtpd
+from tests.interop.hosts import receiving_exim, receiving_opensmtpd, receiving_postfix, serve_policies, site, smtpd
 from tests.interop.namespace import Network, own_network
 from tests.interop.path import Ear
 from tests.interop.processes import Postfix, Smtpguard, end, lab_directory, messages_in, run, spawn
 from tests.interop.unmodified import Unmodified, debian_postfix, default_exim, default_opensmtpd
-from tests.interop.zones import TRUSTED, UNBOUND, Zone
+from tests.interop.zones import TRUSTED, UNBOUND
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "interception"
 USER = "10125"
@@ -258,15 +258,13 @@ def _spawn(pod: Pod, name: str, *command: str | Path, ready: Callable[[], bool])
 def _dns(pod: Pod, published: dict[str, Credential], second: dict[str, Credential]) -> None:
     described = {}
     for name, address in SITES.items():
-        records = f"@ MX 10 mx\nmx {'AAAA' if ':' in address else 'A'} {address}\nwww A 192.0.2.1\n"
-        if name in _SIGNED:
-            records += f"_25._tcp.mx TLSA {tlsa(3, 1, 1, published[name].der)}\n"
+        more = ""
         if name in SECOND:
-            records += f"@ MX 20 second\nsecond A {SECOND[name]}\n"
-            records += f"_25._tcp.second TLSA {tlsa(3, 1, 1, second[name].der)}\n"
+            more += f"@ MX 20 second\nsecond A {SECOND[name]}\n"
+            more += f"_25._tcp.second TLSA {tlsa(3, 1, 1, second[name].der)}\n"
         if name == "sts":
-            records += f'_mta-sts TXT "v=STSv1; id=1;"\nmta-sts A {_POLICY_HOST}\n'
-        described[name] = Zone(records, signed=name in _SIGNED, bogus=name == "bogus")
+            more += f'_mta-sts TXT "v=STSv1; id=1;"\nmta-sts A {_POLICY_HOST}\n'
+        described[name] = site(address, published[name] if name in _SIGNED else None, more, bogus=name == "bogus")
     directory = pod.directory / "dns"
     config = zones.write_knot(directory, described, _KNOT)
     _spawn(pod, "knot", "knotd", "-c", config, ready=lambda: "mx." in zones.ask(_KNOT, "plain.test", "MX"))
