@@ -21,6 +21,7 @@ from smtpguard.policy.rules import (
     parse_servername,
 )
 
+_NO_DANE = 'refuses all mail where [dns] dnssec = "off": there is no DANE then; drop one of the two'
 _PROBLEM = re.compile(r'(\w+)(?: =)?(?: ("[^"]*"))? (.+)')
 
 
@@ -33,6 +34,8 @@ def rule_set(found: Findings, file: File) -> RuleSet:
         rule = _rule(found, place, table, file.outbound.port)
         if rule is None:
             continue
+        if rule.level is Level.DANE_ONLY and file.dns.dnssec == "off":
+            found.wrong(place, "level", quoted(table.level), _NO_DANE)
         if rule.pattern in rules:
             found.wrong(
                 place, "domain", quoted(table.domain),
@@ -41,6 +44,8 @@ def rule_set(found: Findings, file: File) -> RuleSet:
         first.setdefault(rule.pattern, place)
         rules[rule.pattern] = rule
     level = found.parsed("[outbound]", "level", file.outbound.level, parse_level) or Level.AUTO
+    if level is Level.DANE_ONLY and file.dns.dnssec == "off":
+        found.wrong("[outbound]", "level", quoted(file.outbound.level), _NO_DANE)
     try:
         return RuleSet(tuple(rules.values()), level, parse_level(file.outbound.auto_floor))
     except RuleInvalid as error:  # two of one key were told above: it is the level

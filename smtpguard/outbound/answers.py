@@ -4,13 +4,16 @@ A recipient's reply is the mail host's, with a suffix that says whose it is, or 
 host's 5xx never bounces what an earlier one deferred (MX-13, AF-34).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from smtpguard.dns.resolver import Lookups, Validation
 from smtpguard.outbound.host import Candidate, Opened
 from smtpguard.reasons import Reason, ReasonCode
 from smtpguard.smtp.commands import Rcpt
 from smtpguard.smtp.replies import Reply, reply_of
+
+_BY_DNSSEC = frozenset({ReasonCode.DANE_REQUIRED, ReasonCode.DANE_INSECURE_MX})
 
 
 @dataclass(slots=True)
@@ -36,15 +39,12 @@ class Failure:
 
 @dataclass(slots=True)
 class Answers:
-    """The replies of one walk, whose decision `id` they carry; `key` is its next hop.
-
-    `confirmed` says whether a permanent answer of the DNS can be believed now.
-    """
+    """The replies of one walk, whose decision `id` they carry; `key` is its next hop."""
 
     id: str
     key: str
     annotate: bool
-    confirmed: Callable[[], bool]
+    lookups: Lookups
     failures: list[Failure] = field(default_factory=list)
 
     def take(self, addressee: Addressee, reply: Reply, opened: Opened) -> None:
@@ -75,11 +75,14 @@ class Answers:
     def fail(
         self, reason: Reason, *, permanent: bool = False, candidate: Candidate | None = None, policy: str = ""
     ) -> None:
-        """One host, or the whole next hop, is out for this reason."""
+        """One host, or the whole next hop, is out for this reason.  `permanent`: a rule or the DNS says for good, which
+        holds where our resolver can be believed."""
+        if reason.code in _BY_DNSSEC and self.lookups.validation is not Validation.TRUSTED:
+            permanent = False  # that nothing is secure is then the resolver's fault, not the domain's
         reply = reply_of(reason, self.id)
         if permanent and reply.is_transient and reason.code is not ReasonCode.NO_ADDRESS:
             reply = reply.with_code(550)
-        if permanent and reason.code is ReasonCode.NO_ADDRESS and self.confirmed():
+        if permanent and reason.code is ReasonCode.NO_ADDRESS and self.lookups.permanent_answers_confirmed():
             reason = Reason(ReasonCode.NO_USABLE_MX, reason.subject, reason.detail)
             reply = reply_of(reason, self.id)
         self.failures.append(Failure(reply, reason.code, reason.subject, candidate, policy))

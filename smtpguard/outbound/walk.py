@@ -76,8 +76,7 @@ class Walk:
     _deadline: float = inf
 
     def __post_init__(self) -> None:
-        confirmed = self.services.lookups.permanent_answers_confirmed
-        self.answers = Answers(self.id, self.next_hop.key, self.settings.annotate, confirmed)
+        self.answers = Answers(self.id, self.next_hop.key, self.settings.annotate, self.services.lookups)
 
     @property
     def applied(self) -> AppliedRules:

@@ -97,6 +97,11 @@ def test_listener_errors(tmp_path: Path, change: str, error: str) -> None:
         ('[mtasts]\nsts_txt_tempfail = "never"', 'must be one of "defer", "grace", "ignore"'),
         ("[outbound]\nport = 70000", "[outbound] port = 70000"),
         ("colour = 1", "colour"),
+        (
+            'dnssec = "off"\n[[policy]]\ndomain = "a.example"\nlevel = "dane-only"',
+            'level = "dane-only": refuses all mail',
+        ),
+        ('dnssec = "off"\n[outbound]\nlevel = "dane-only"', '[outbound] level = "dane-only": refuses all mail'),
     ],
 )
 def test_table_errors(tmp_path: Path, extra: str, error: str) -> None:
