@@ -331,7 +331,7 @@ class ReloadFailed(Lifecycle):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InternalError(Event):
-    """A bug: an exception reached a session or service boundary."""
+    """A bug: an exception reached the boundary of a session, a walk or a service."""
 
     name: ClassVar[str] = "internal_error"
     severity: ClassVar[Severity] = "error"
@@ -349,7 +349,7 @@ class InternalError(Event):
             trace = trace.tb_next
         file = trace.tb_frame.f_code.co_filename.rpartition("/")[2] if trace is not None else ""
         place = f" at {file}:{trace.tb_lineno}" if trace is not None else ""
-        return cls(where=where, session=session, error=printable(f"{type(error).__name__}: {error}{place}"))
+        return cls(where=where, session=session, error=printable(f"{type(error).__name__}: {error}") + place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

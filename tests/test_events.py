@@ -4,7 +4,7 @@ import dataclasses
 from typing import get_type_hints
 
 from smtpguard import events
-from smtpguard.events import Event, TlsFacts
+from smtpguard.events import Event, InternalError, TlsFacts
 from smtpguard.telemetry.log import LogLinesDropped
 
 CATALOGUE = [
@@ -47,3 +47,30 @@ def test_a_line_has_one_name_and_an_alert_only_a_higher_level() -> None:
             assert [f.name for f in dataclasses.fields(kind)] == [f.name for f in dataclasses.fields(known)]
             assert ranks.index(kind.severity) > ranks.index(known.severity)
     assert all(kind.__doc__ for kind in CATALOGUE)
+
+
+def test_a_bug_is_told_with_its_place() -> None:
+    """Of a group the first, since nurseries wrap; what the bug says is escaped and bounded."""
+
+    def broken() -> None:
+        raise ValueError("from the network: \r\n" + "x" * 5000)
+
+    try:
+        broken()
+    except ValueError as error:
+        group = ExceptionGroup("of a nursery", [ExceptionGroup("of another", [error]), TypeError("second")])
+    told = InternalError.of("walk", group, "s.1")
+    assert (told.where, told.session) == ("walk", "s.1")
+    assert told.error.startswith("ValueError: from the network: ??xxx")
+    assert len(told.error) < 1000
+    assert " at test_events.py:" in told.error
+    here = InternalError.of("walk", _raised(KeyError("k")))
+    assert here.error.startswith("KeyError: 'k' at test_events.py:")
+    assert InternalError.of("walk", KeyError("never raised")).error == "KeyError: 'never raised'"
+
+
+def _raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except KeyError as caught:
+        return caught

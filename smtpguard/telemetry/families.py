@@ -342,7 +342,7 @@ class Family(Enum):
     )  # fmt: skip
     INTERNAL_ERRORS = (
         "smtpguard_internal_errors_total", "counter",
-        "Bugs: exceptions that reached the boundary of a session or service.",
+        "Bugs: exceptions that reached the boundary of a session, a next hop or a service.",
     )  # fmt: skip
 
     def __init__(
