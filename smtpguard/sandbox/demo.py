@@ -8,13 +8,10 @@ The inbound half is inbound.py.
 
 import argparse
 import json
-import os
 import signal
-import socket
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +21,8 @@ import trio
 
 from smtpguard.sandbox import inbound
 from smtpguard.sandbox.client import Client
-from smtpguard.sandbox.conversation import Lost, open_conversation
+from smtpguard.sandbox.conversation import Lost
+from smtpguard.sandbox.guard import NotReady, held_port, running
 from smtpguard.sandbox.internet import (
     BROKEN,
     SIGNED,
@@ -38,7 +36,6 @@ from smtpguard.sandbox.internet import (
 )
 
 SENDER = "alice@sender.example"
-READY_SECONDS = 30.0
 SEND_SECONDS = 60.0
 REPLY_COLUMNS = 116
 PAUSE_SECONDS = 5.0  # between two rounds of --serve
@@ -171,14 +168,14 @@ bind = "127.0.0.1:{ports.admin}"
 
 def main(arguments: Sequence[str]) -> int:
     """`smtpguard demo`: the exit code.  1: a row was not as expected, with --serve in any round.  2: unknown option.
-    An interrupt: 130, with --serve the end that is meant."""
+    An interrupt, or TERM: 130, with --serve the end that is meant."""
     parser = argparse.ArgumentParser(prog="smtpguard demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--serve", action="store_true", help="keep it all running, with traffic, until interrupted")
     options = parser.parse_args(arguments)
     rounds = Rounds()
     try:
         # Only at a checkpoint: raised inside dnspython or an OpenSSL callback, an interrupt is wrapped or swallowed.
-        return trio.run(partial(run, rounds, serves=options.serve), restrict_keyboard_interrupt_to_checkpoints=True)
+        return trio.run(partial(_interruptible, rounds, options.serve), restrict_keyboard_interrupt_to_checkpoints=True)
     except KeyboardInterrupt:
         pass
     except BaseExceptionGroup as group:
@@ -214,19 +211,38 @@ class Rounds:
         return f"{self.whole - self.wrong} of {self.whole} rounds as expected"
 
 
-async def run(rounds: Rounds, write: Callable[[str], object] = print, *, serves: bool = False) -> int:
+async def _interruptible(rounds: Rounds, serves: bool) -> int:
+    """`run`, with TERM as an interrupt: else smtpguard would go on without its Internet."""
+
+    async def hear(signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            raise KeyboardInterrupt
+
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear, signals)
+            code = await run(rounds, serves=serves)
+            nursery.cancel_scope.cancel()
+    return code
+
+
+_write = partial(print, flush=True)
+"""Into a pipe, too, at once: who waits for what `--serve` says waits for long."""
+
+
+async def run(rounds: Rounds, write: Callable[[str], object] = _write, *, serves: bool = False) -> int:
     """The demo; `serves`: go on with traffic until interrupted.  0: every row of every round is as expected."""
     with tempfile.TemporaryDirectory(prefix="smtpguard-demo-") as name, ExitStack() as held:
         directory = Path(name)
         async with open_internet(directory, [case.site for case in CASES]) as internet:
-            ports = Ports(*[held.enter_context(_held_port()) for _ in range(4)])
+            ports = Ports(*[held.enter_context(held_port()) for _ in range(4)])
             inside = await inbound.Inside.start(internet.nursery, internet.certificates, ports.inbound)
             state_dir = directory / "state"
             state_dir.mkdir()
             config = directory / "smtpguard.toml"
             config.write_text(configuration(internet, ports, state_dir) + inside.configuration(), "utf-8")
             try:
-                async with _smtpguard(config, directory / "log", ports.admin):
+                async with running(config, directory / "log", ports.admin):
                     rows, inbound_rows = await _round(internet, ports, inside)
                     rounds.take([*rows, *inbound_rows])
                     write(f"{table(rows)}\n\n{inbound.table(inbound_rows)}")
@@ -337,62 +353,3 @@ def table(rows: Sequence[Row]) -> str:
             text.append(f"    {reply}")
     good = sum(row.is_as_expected for row in rows)
     return "\n".join([*text, f"{good} of {len(rows)} rows as expected"])
-
-
-class NotReady(Exception):
-    """smtpguard ended, or did not become ready."""
-
-
-@asynccontextmanager
-async def _smtpguard(config: Path, log: Path, admin_port: int) -> AsyncIterator[None]:
-    """smtpguard as a subprocess, ready; ended with TERM, then KILL."""
-    command = [sys.executable, "-m", "smtpguard", "run", "--config", str(config)]
-    with log.open("wb") as output:
-        process = await trio.lowlevel.open_process(
-            command, stdin=None, stdout=output, stderr=output, env=dict(os.environ)
-        )
-    try:
-        with trio.move_on_after(READY_SECONDS):
-            # Another process: there is no event to wait for, only the port to ask.
-            while process.poll() is None and not await _is_ready(admin_port):  # noqa: ASYNC110
-                await trio.sleep(0.05)
-        if process.poll() is not None or not await _is_ready(admin_port):
-            said = await trio.Path(log).read_text("utf-8", "replace")
-            raise NotReady(f"smtpguard did not become ready:\n{said[-4000:]}")
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                with trio.move_on_after(10):
-                    await process.wait()
-            if process.poll() is None:
-                process.kill()
-            await process.wait()
-
-
-async def _is_ready(admin_port: int) -> bool:
-    try:
-        conversation = await open_conversation("127.0.0.1", admin_port)
-    except OSError:
-        return False
-    try:
-        await conversation.send(b"GET /healthz/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        return b" 200" in await conversation.receive_line()
-    except Lost:
-        return False
-    finally:
-        conversation.close()
-
-
-@contextmanager
-def _held_port() -> Iterator[int]:
-    """A free port that the kernel gives to nobody else until the end of the block.
-
-    It is bound here and not listened on, so that smtpguard may (SO_REUSEADDR on both sides).
-    """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        port: int = holder.getsockname()[1]
-        yield port

@@ -16,6 +16,7 @@ import trio
 from smtpguard.sandbox import demo
 from smtpguard.sandbox.conversation import listen
 from smtpguard.sandbox.demo import Case, Result, Rounds, Row
+from smtpguard.sandbox.guard import held_port
 from smtpguard.sandbox.inbound import Attempt, InboundRow, Inside, Outcome
 from smtpguard.sandbox.internet import Attack, Publication, Site
 
@@ -32,17 +33,25 @@ def test_every_row_is_as_expected() -> None:
     assert not done.stderr
 
 
-def test_serve_ends_well_when_interrupted() -> None:
-    with subprocess.Popen([*DEMO, "--serve"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_well_when_interrupted(number: int) -> None:
+    """It is heard through a pipe at once, and takes its smtpguard with it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [*DEMO, "--serve"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if "explain DOMAIN" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        children = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")]
+        process.send_signal(number)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert re.search(r"(\d+) of \1 rounds as expected\n$", output)
     assert "Traceback" not in errors
+    (child,) = "".join(children).split()
+    assert not Path(f"/proc/{child}").exists()
 
 
 def row(*, good: bool) -> Row:
@@ -83,7 +92,7 @@ async def test_later_rounds_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Inside, "try_all", try_all)
     monkeypatch.setattr(demo, "CASES", demo.CASES[:1])
     monkeypatch.setattr(demo, "PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(demo, "_smtpguard", nobody)
+    monkeypatch.setattr(demo, "running", nobody)
     rounds, written = Rounds(), []
     with pytest.RaisesGroup(RuntimeError, allow_unwrapped=True, flatten_subgroups=True):  # the tries are used up
         await demo.run(rounds, written.append, serves=True)
@@ -106,7 +115,7 @@ async def nobody(*_: object) -> AsyncIterator[None]:
 
 async def test_a_held_port_is_for_smtpguard_alone() -> None:
     """The kernel gives it to nobody who asks for any port, and a listener may open on it."""
-    with demo._held_port() as port:
+    with held_port() as port:
         listener = await listen("127.0.0.1", port)
         with pytest.raises(OSError, match="in use"):
             await listen("127.0.0.1", port)
