@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# pytest with real servers: shown as it goes, and with patience
+REAL := -o addopts="--strict-markers -ra -p no:cacheprovider" -o timeout=900
 
 .PHONY: demo test check format lint types imports unit interop deploy-check browser slow bench coverage lock clean
 
@@ -35,21 +37,21 @@ unit: $(STAMP)
 ## interop: real Postfix, unbound, knot, nginx (installs Debian packages; needs root)
 interop: $(STAMP)
 	bash tests/interop/install.sh
-	$(BIN)/python -m pytest tests/interop -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/interop $(REAL)
 
 ## deploy-check: what deploy/ ships, by the tools of those who run it (installs Debian packages; needs root)
 deploy-check: $(STAMP)
 	bash tests/deploy/install.sh
-	$(BIN)/python -m pytest tests/deploy -s -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/deploy -s $(REAL)
 
 ## browser: the live page in headless Chromium (installs Debian packages; needs root)
 browser: $(STAMP)
 	bash tests/browser/install.sh
-	$(BIN)/python -m pytest tests/browser -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/browser $(REAL)
 
 ## slow: a gibibyte to ten next hops, with resident memory watched
 slow: $(STAMP)
-	$(BIN)/python -m pytest tests/slow -o addopts="--strict-markers -ra -p no:cacheprovider"
+	$(BIN)/python -m pytest tests/slow $(REAL)
 
 ## bench: CPU per message beside nginx and Postfix (installs Debian packages; needs root)
 bench: $(STAMP)
