@@ -28,7 +28,7 @@ from smtpguard.net.link import ServerLink
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
 from smtpguard.policy.inbound import ClientFacts
 from smtpguard.smtp.body import BareNewlines
-from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Mail, Quit, Rcpt, StartTls
+from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Mail, Quit, Rcpt, Rset, StartTls
 from smtpguard.smtp.forwarded import ClientIdentity, NameMissing
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
@@ -200,8 +200,12 @@ class Session:
         times = self._listener.times
         self._dialogue.tls_unavailable = self._service.handshakes >= self._listener.limits.handshakes
         self._wire.idle = not self._relay.in_transaction
-        self._wire.deadline = self._clock.monotonic() + (times.command if self._dialogue.greeted else times.hello)
-        group = await self._link.next_group()
+        if self._chunks is not None:
+            with self._chunks.pace.waiting(self._wire):
+                group = await self._link.next_group()
+        else:
+            self._wire.deadline = self._clock.monotonic() + (times.command if self._dialogue.greeted else times.hello)
+            group = await self._link.next_group()
         self._wire.idle = False
         self._wire.deadline = float("inf")
         if group and self._wire.interrupted in (Why.SHUTDOWN, Why.TIMEOUT):
@@ -263,7 +267,7 @@ class Session:
             if isinstance(slot.command, Ehlo | Helo):
                 self._client = self._client.named(slot.command.name, extended=isinstance(slot.command, Ehlo))
                 self._chunks = None
-            elif isinstance(slot.command, Mail):
+            elif isinstance(slot.command, Mail | Rset):
                 self._chunks = None
         elif isinstance(slot.command, StartTls) and slot.reply.code == 454:
             self._record.limit("handshakes")
@@ -327,7 +331,9 @@ class Session:
         if self._chunks is None:
             self._message_id = self._record.decision()
             self._chunks = Chunks(
-                self._received(self._message_id, mail, rcpts) if mail is not None else b"", self._offer.size
+                self._received(self._message_id, mail, rcpts) if mail is not None else b"",
+                self._offer.size,
+                Pace(self._clock, self._listener.times, self._listener.limits),
             )
         began = self._clock.monotonic()
         refused = slot.reply is not None
@@ -337,7 +343,6 @@ class Session:
             self._exchange,
             self._wire,
             self._dialogue,
-            Pace(self._clock, self._listener.times, self._listener.limits),
             self._listener.times,
         )
         slot.reply = told.reply
@@ -426,7 +431,7 @@ class Session:
             return "cut"
         if self._wire.broken:
             return "slow"
-        in_message = self._exchange is not None and self._exchange.busy
+        in_message = self._chunks is not None or (self._exchange is not None and self._exchange.busy)
         if in_message:
             self._record.violation("slow")
         return await self._farewell(_TOO_SLOW if in_message else _IDLE, "slow" if in_message else "idle")
