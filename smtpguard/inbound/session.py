@@ -57,6 +57,7 @@ class Session:
         self._entered = False
         self._authenticated = False
         self._named = False
+        self._saturated = False
         self._exchange: Exchange | None = None
         self._chunks: Chunks | None = None
         self._message_id = ""
@@ -263,6 +264,7 @@ class Session:
         """What a reply that was given means to the session."""
         if slot.reply is None:
             return
+        self._manners.answered(slot)
         if slot.reply.is_positive:
             if isinstance(slot.command, Ehlo | Helo):
                 self._client = self._client.named(slot.command.name, extended=isinstance(slot.command, Ehlo))
@@ -270,7 +272,9 @@ class Session:
             elif isinstance(slot.command, Mail | Rset):
                 self._chunks = None
         elif isinstance(slot.command, StartTls) and slot.reply.code == 454:
-            self._record.limit("handshakes")
+            if not self._saturated:
+                self._record.limit("handshakes")
+            self._saturated = True
         elif kind := violation_of(slot):
             self._record.violation(kind)
 

@@ -117,6 +117,51 @@ def test_commands_without_a_message(line: str) -> None:
     assert manners.excess == "idle_commands"
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "free"),
+    [
+        ("MAIL FROM:<>", 552, 3), ("MAIL FROM:<>", 553, 3), ("MAIL FROM:<>", 450, 3), ("STARTTLS", 454, 3),
+        ("DATA", 554, 3), ("AUTH PLAIN", 535, 3), ("AUTH PLAIN", 501, 3),
+        ("RCPT TO:<b@b.example>", 452, 399), ("RCPT TO:<b@b.example>", 550, 399), ("BDAT 1", 503, 399),
+    ],
+)  # fmt: skip
+def test_what_was_refused_has_brought_no_message_on(line: str, code: int, free: int) -> None:
+    """OUT-21, OUT-22 (RFC 5321 §4.5.3.1.10): by whomever; the limit is seen at the next command, and QUIT is served."""
+    manners = Manners(LIMITS, tls_first=False)
+    for _ in range(2):
+        for _ in range(free):
+            manners.answered(slot(line, code))
+        assert inspected(manners, slot(line)) == [(0, False)]
+        manners.message_done()
+    for _ in range(free + 100):
+        manners.answered(slot(line, code))
+    assert inspected(manners, slot("QUIT", 221)) == [(221, False)]
+    assert inspected(manners, slot(line), slot(line)) == [(421, True)]
+    assert manners.excess == "idle_commands"
+
+
+def test_what_was_done_is_not_counted() -> None:
+    manners = Manners(Limits(idle_commands=0), tls_first=False)
+    for line, code in (("MAIL FROM:<>", 250), ("RCPT TO:<b@b.example>", 250), ("DATA", 354), ("AUTH PLAIN", 235)):
+        manners.answered(slot(line, code))
+    assert inspected(manners, slot("MAIL FROM:<>")) == [(0, False)]
+
+
+def test_empty_chunks() -> None:
+    """OUT-21: the size of a message bounds every other chunk."""
+    manners = Manners(LIMITS, tls_first=False)
+    assert inspected(manners, *(slot("BDAT 0") for _ in range(5))) == [(0, False)] * 3 + [(421, True)]
+
+
+def test_what_is_pipelined_behind_a_refused_mail_is_one_mistake() -> None:
+    """OUT-21: the client could not know."""
+    manners = Manners(LIMITS, tls_first=False)
+    behind = [slot("RCPT TO:<b@b.example>", 503) for _ in range(100)]
+    group = [slot("MAIL FROM:<> SIZE=9", 552), *behind, slot("DATA", 503)]
+    assert len(inspected(manners, *group)) == 102
+    assert inspected(manners, slot("MAIL FROM:<>"), *behind) == [(0, False), (503, False), (503, False), (421, True)]
+
+
 @pytest.mark.parametrize("line", ["MAIL FROM:<>", "RCPT TO:<b@b.example>", "DATA", "BDAT 1", "AUTH PLAIN", "QUIT"])
 def test_commands_of_a_message_are_not_empty(line: str) -> None:
     manners = Manners(LIMITS, tls_first=False)
