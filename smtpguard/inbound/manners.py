@@ -1,6 +1,6 @@
-"""Does the client keep to the rules of this listener?  Errors, commands without a message, what needs TLS.  Pure.
+"""Does the client know its manners?  Errors, and commands without a message.  Pure.
 
-RFC 3207 §4, RFC 8314 §3.3 (SUB-02), RFC 4954 §4 (AUTH-03, 06); OUT-21, OUT-29, AF-43, AF-56.  Runs over each group
+RFC 4954 §4 (AUTH-03, 06); OUT-21, AF-43, AF-56.  Runs over each group
 before anything of it goes to the MTA; a session that passes a limit hears 421 at that very command, and nothing behind
 it is looked at.  Every command but those that bring a message on counts towards a limit, so that none can be repeated
 without end: errors once for the session; what is empty, or was refused by whomever, until a message is answered.
@@ -30,10 +30,8 @@ from smtpguard.smtp.server import Slot
 
 TOO_MANY_ERRORS = Reply.of(421, "4.7.0", "Too many errors, closing")
 TOO_MANY_COMMANDS = Reply.of(421, "4.7.0", "Too many commands without a message, closing")
-NEEDS_TLS = Reply.of(530, "5.7.0", "Must issue a STARTTLS command first")
 AUTHENTICATED_ALREADY = Reply.of(503, "5.5.1", "You are authenticated already")
 
-_BEFORE_TLS = Ehlo | Noop | StartTls | Quit  # RFC 3207 §4
 _IDLE = Noop | Rset | Vrfy | Expn | Help | Ehlo | Helo
 _OF_A_MESSAGE = Rcpt | Data | Bdat
 _MANY = Rcpt | Bdat
@@ -44,13 +42,12 @@ _ERROR_CODES = frozenset({500, 501, 502, 503, 504, 530, 550, 555})
 
 
 class Manners:
-    """The counters of one session.  `tls_first`: without TLS nothing but NOOP, EHLO, STARTTLS and QUIT is served."""
+    """The counters of one session."""
 
-    __slots__ = ("_errors", "_idle", "_limits", "_many", "_tls_first", "excess")
+    __slots__ = ("_errors", "_idle", "_limits", "_many", "excess")
 
-    def __init__(self, limits: Limits, *, tls_first: bool) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._tls_first = tls_first
         self._errors = 0
         self._idle = 0
         self._many = 0  # of refused RCPTs and chunks
@@ -76,13 +73,11 @@ class Manners:
         """A message was answered by the MTA: the commands without one begin anew."""
         self._idle = self._many = 0
 
-    def inspect(self, group: list[Slot], *, tls: bool, authenticated: bool) -> list[Slot]:
+    def inspect(self, group: list[Slot], *, authenticated: bool) -> list[Slot]:
         """`group` as it is to be carried out, cut behind the command that passes a limit."""
         refused = False  # the MAIL before: what was pipelined behind it is no further mistake
         for index, slot in enumerate(group):
-            if self._tls_first and not tls and not isinstance(slot.command, _BEFORE_TLS):
-                slot.reply = NEEDS_TLS
-            elif authenticated and isinstance(slot.command, Auth):
+            if authenticated and isinstance(slot.command, Auth):
                 slot.reply = AUTHENTICATED_ALREADY
             if isinstance(slot.command, Mail):
                 refused = slot.reply is not None

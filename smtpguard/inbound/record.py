@@ -139,9 +139,9 @@ class Record:
             )
         )
 
-    def refused(self, id_: str, command: Command, mail: Mail | None, verdict: RefuseInbound, reply: Reply) -> None:
+    def refused(self, id_: str, command: Command, verdict: RefuseInbound, reply: Reply) -> None:
         """A rule refused a command."""
-        path = command.path if isinstance(command, Rcpt | Mail) else mail.path if mail is not None else None
+        path = command.path if isinstance(command, Rcpt | Mail) else None
         self._emit(
             DeliveryRefused(
                 direction="inbound",

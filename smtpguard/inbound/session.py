@@ -158,7 +158,7 @@ class Session:
         self._exchange = exchange = Exchange(
             self._relay, service.connector, self._who, self._mta_failed, profile.name, listener.times, self._clock
         )
-        self._manners = Manners(listener.limits, tls_first=listener.submission)
+        self._manners = Manners(listener.limits)
         self._dialogue = dialogue = ServerDialogue(
             hostname=profile.name, lmtp=False, offer=offer, tls_active=self._wire.is_tls
         )
@@ -216,7 +216,10 @@ class Session:
     async def _group(self, group: list[Slot]) -> list[Slot]:
         """Carry out a group, or its part up to a limit; what was carried out."""
         assert self._exchange is not None
-        group = self._manners.inspect(group, tls=self._verdicts.facts.encrypted, authenticated=self._authenticated)
+        for slot in group:
+            if not slot.closes and (refusal := self._verdicts.before_tls(slot.command)) is not None:
+                slot.reply = refusal
+        group = self._manners.inspect(group, authenticated=self._authenticated)
         if self._exchange.gone and not isinstance(group[0].command, Quit):
             group[0].reply, group[0].closes, group[0].starts_tls = MTA_GONE, True, False
             group = group[:1]

@@ -1,7 +1,7 @@
 """Must this client come over TLS, or show a certificate, before its mail is taken?  (`[[inbound_policy]]`, CH-30)
 
 RFC 3207 §4 (a public MX must not ask for TLS unless told to; the replies), RFC 8314 §3.3 and §4.1 (submission), RFC
-4954 §4 (AUTH), RFC 5321 §4.5.1 (postmaster), RFC 8460 §3 (reports arrive even so).  Facts and rules in, a value out.
+5321 §4.5.1 (postmaster), RFC 8460 §3 (reports arrive even so).  Facts and rules in, a value out.
 
 Rules are judged at RCPT, also those about the sender or the client: a refusal of MAIL would shut out postmaster and
 the report address (STLS-15, RPT-28).  Only a submission listener refuses MAIL.  All rules that match must be met,
@@ -31,7 +31,7 @@ from smtpguard.policy.scopes import (
     patterns,
 )
 from smtpguard.reasons import Reason, ReasonCode
-from smtpguard.smtp.commands import Auth, BadCommand, Command, Ehlo, Noop, Quit, Rcpt, StartTls
+from smtpguard.smtp.commands import BadCommand, Command, Ehlo, Noop, Quit, Rcpt, StartTls
 from smtpguard.smtp.replies import Reply, reply_of
 from smtpguard.smtp.syntax import ForwardPath, ReversePath
 from smtpguard.tls.identity import DnsId, DotDomain
@@ -245,12 +245,10 @@ def judge_client(
 ) -> Accept | RefuseInbound:
     """May `command` go on?  `sender` is the path of the MAIL in force, needed at RCPT; `today` is UTC.
 
-    Not asked about commands that are refused for their form.  Exactly one kind of refusal is not of a rule: AUTH in
-    clear, on any listener (AUTH-01).
+    Not asked about commands that are refused for their form.  AUTH in clear is refused where it is not offered in
+    clear, which is everywhere (`smtp.order`, AUTH-01).
     """
     match command:
-        case Auth() if not facts.encrypted:
-            return RefuseInbound((Reason(ReasonCode.INBOUND_TLS_REQUIRED, "AUTH"),))
         case Ehlo() | Noop() | Quit() | StartTls() | BadCommand():
             return Accept()  # all that RFC 3207 §4 lets a client say in clear
         case _ if rules.submission and not facts.encrypted:

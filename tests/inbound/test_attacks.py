@@ -414,14 +414,17 @@ async def test_failed_handshakes_have_a_limit(tmp_path: Path) -> None:
 
 
 async def test_submission_in_clear(tmp_path: Path) -> None:
-    """AF-56, SUB-02, OUT-29: nothing but EHLO, NOOP, STARTTLS, QUIT; nothing reaches the MTA."""
+    """AF-56, SUB-02, OUT-29: nothing but EHLO, NOOP, STARTTLS, QUIT; nothing reaches the MTA; told once."""
     async with open_front(tmp_path, Mta((*OFFER, b"AUTH PLAIN")), submission=True) as front:
         client = await front.client()
         for line in ("MAIL FROM:<a@a.example>", "AUTH PLAIN AGEAYg==", "RSET", "VRFY x", "HELP", "HELO x"):
-            assert str(await client.command(line)).startswith("530 5.7.0"), line
+            reply = str(await client.command(line))
+            assert reply.startswith("530 5.7.0 [inbound/tls-required] submission: "), line
         assert (await client.command("NOOP")).code == 250
         assert (await client.command("QUIT")).code == 221
     assert front.mta.clients == []
+    (event,) = front.of(DeliveryRefused)
+    assert (event.reason, event.stage, event.reply) == ("inbound/tls-required", "mail", reply)
     assert "auth_clear" in [event.kind for event in front.of(Violation)]
 
 

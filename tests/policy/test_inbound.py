@@ -213,16 +213,6 @@ def test_sub_02_submission_serves_four_commands_in_clear(line: str, clear: str) 
     assert said(judge_client(rules, TLS_12, command(line), sender=None, today=TODAY)) == OK
 
 
-def test_auth_01_auth_in_clear_is_refused_everywhere_with_one_reply() -> None:
-    """AUTH-01: good and bad credentials hear the same, and neither is repeated."""
-    answers = {
-        str(judge_client(rules, CLEAR, command(line), sender=None, today=TODAY).reply("d.1"))  # type: ignore[union-attr]
-        for rules in (InboundRules(), InboundRules(submission=True))
-        for line in ("AUTH PLAIN AGEAYg==", "AUTH LOGIN", "AUTH CRAM-MD5")
-    }
-    assert answers == {"530 5.7.0 [inbound/tls-required] AUTH: TLS is required, issue STARTTLS first (id d.1)"}
-
-
 def test_a_command_refused_for_its_form_keeps_its_reply() -> None:
     bad = command("MAIL FROM a")
     assert isinstance(bad, BadCommand)

@@ -18,6 +18,7 @@ from smtpguard.names import Domain
 from smtpguard.net.accept import serve
 from smtpguard.net.listen import open_listeners, parse_bind
 from smtpguard.net.sessions import Sessions
+from smtpguard.policy.inbound import InboundRules
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.tls.certificates import CertificateFiles, ServerCertificates
 from smtpguard.tls.pkix import RootStore
@@ -92,6 +93,7 @@ async def open_front(
     mta_settings: dict[str, Any] | None = None,
     bind: str = "127.0.0.1:0",
     ready: bool = True,
+    submission: bool = False,
     **listener: Any,
 ) -> AsyncIterator[Front]:
     """A listener with these settings before `mta` (one is started).  `ready`: wait until the MTA's profile is known."""
@@ -112,6 +114,7 @@ async def open_front(
             "mta": MtaSettings(**(way | {"identity_by": identity_by} | (mta_settings or {}))),
             "certificates": ServerCertificates.load(pairs, clock.now()),
             "client_names": False,
+            "rules": InboundRules(submission=submission),
         }
         settings = InboundListener(**(given | listener))
         sessions, mta_wires = Sessions(clock), Sessions(clock)
