@@ -52,6 +52,7 @@ class Session:
         self._wire = wire
         self._listener = service.listener
         self._clock = service.clock
+        wire.tls_is_due = self._listener.tls == "implicit"
         self._record = Record(session, self._listener, str(wire.peer), self._clock, service.emit)
         self._verdicts = Verdicts(self._listener.rules, self._record, self._clock)
         self._entered = False
@@ -120,7 +121,7 @@ class Session:
 
     async def _turn_away(self, reply: Reply, cause: str) -> str:
         """Say why in place of a greeting, where it can be said: on an implicit TLS port nothing is said in clear."""
-        if self._listener.tls != "implicit" or self._wire.is_tls:
+        if self._wire.may_speak:
             self._wire.deadline = self._clock.monotonic() + self._listener.times.hello
             await self._wire.send(reply.encode())
             await self._wire.linger()
@@ -231,7 +232,9 @@ class Session:
             isinstance(last.command, Bdat) and self._offer.chunking
         )
         before = group[:-1] if apart else group
-        await self._say(self._dialogue.settle(before))
+        replies = self._dialogue.settle(before)
+        self._wire.tls_is_due = self._wire.tls_is_due or last.starts_tls
+        await self._say(replies)
         for slot in before:
             self._settled(slot)
         if apart:
@@ -447,7 +450,7 @@ class Session:
         """The owed 421, if the wire still takes it."""
         try:
             self._wire.clear_interrupt()
-            if self._listener.tls != "implicit" or self._wire.is_tls:
+            if self._wire.may_speak:
                 await self._wire.send(reply.encode())
                 await self._wire.linger()
         except (WireLost, Interrupted):

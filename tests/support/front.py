@@ -18,6 +18,7 @@ from smtpguard.names import Domain
 from smtpguard.net.accept import serve
 from smtpguard.net.listen import open_listeners, parse_bind
 from smtpguard.net.sessions import Sessions
+from smtpguard.outbound.intake import INTERNAL
 from smtpguard.policy.inbound import InboundRules
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.tls.certificates import CertificateFiles, ServerCertificates
@@ -160,6 +161,7 @@ async def _serve(
         nursery=nursery,
         clock=clock,
         emit=events.append,
+        farewell=INTERNAL.encode(),
     )
 
 
