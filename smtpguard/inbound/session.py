@@ -52,6 +52,7 @@ class Session:
         self._wire = wire
         self._listener = service.listener
         self._clock = service.clock
+        wire.session = session
         wire.tls_is_due = self._listener.tls == "implicit"
         self._record = Record(session, self._listener, str(wire.peer), self._clock, service.emit)
         self._verdicts = Verdicts(self._listener.rules, self._record, self._clock)

@@ -97,7 +97,7 @@ async def _run_session(
         pass  # an end like any other
     except Exception as error:  # noqa: BLE001  -- the session boundary (DESIGN §7)
         if not _is_end(error):
-            emit(InternalError.of(f"session of {name}", error, str(wire.peer)))
+            emit(InternalError.of(f"session of {name}", error, wire.session or str(wire.peer)))
             if farewell and wire.may_speak:
                 with suppress(WireLost):
                     wire.send_nowait(farewell)

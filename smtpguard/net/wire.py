@@ -77,6 +77,7 @@ class Wire:
         "idle",
         "local",
         "peer",
+        "session",
         "tls_is_due",
     )
 
@@ -104,6 +105,8 @@ class Wire:
         """
         self.idle = False
         """Nothing is owed to the peer, between transactions: a drain may interrupt now."""
+        self.session = ""
+        """The id by which events tell of the session that it serves."""
         self.tls_is_due = False
         """The peer awaits a handshake: until it is done, nothing may be said in clear any more."""
 
