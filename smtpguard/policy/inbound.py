@@ -25,6 +25,7 @@ from smtpguard.policy.scopes import (
     Scope,
     SenderDomain,
     WholeListener,
+    domains_of,
     fold_local_part,
     generality,
     is_everything,
@@ -192,11 +193,18 @@ class InboundRules:
         if not self._table or self.is_exempt(recipient):
             return ()
         scopes: list[Scope] = [WholeListener(), *self._networks_of(address)]
+        feared: tuple[InboundRule, ...] = ()
         if RecipientDomain in self._kinds:
-            scopes += map(RecipientDomain, patterns(recipient.domain))
+            domains = tuple(domains_of(recipient))
+            names = [domain for domain in domains if isinstance(domain, str)]
+            if len(names) == len(domains):
+                scopes += dict.fromkeys(RecipientDomain(pattern) for name in names for pattern in patterns(name))
+            else:  # whose mail a literal is, only the MTA knows
+                feared = tuple(rule for rule in self.rules if _may_concern_a_literal(rule))
         if SenderDomain in self._kinds:
             scopes += map(SenderDomain, patterns(sender.domain))
-        return tuple(rule for scope in scopes for rule in self._table.get(scope, ()) if rule.is_live(today))
+        found = (*(rule for scope in scopes for rule in self._table.get(scope, ())), *feared)
+        return tuple(rule for rule in found if rule.is_live(today))
 
     def is_exempt(self, recipient: ForwardPath) -> bool:
         """Is it postmaster, with or without a domain (RFC 5321 §4.5.1), or a report address of ours (RPT-28)?"""
@@ -298,6 +306,11 @@ def _unmet(rule: InboundRule, facts: ClientFacts) -> Reason | None:
             return Reason(ReasonCode.INBOUND_BAD_CERTIFICATE, subject, _detail(detail, rule))
         case never:
             assert_never(never)
+
+
+def _may_concern_a_literal(rule: InboundRule) -> bool:
+    """A rule in shadow would only count what may not concern it."""
+    return isinstance(rule.scope, RecipientDomain) and (rule.mode is Mode.ENFORCE or is_everything(rule.scope))
 
 
 def _further(rule: InboundRule) -> str:

@@ -223,6 +223,50 @@ def test_rules_hold_on_a_submission_listener_too() -> None:
     assert said(rcpt(InboundRules((ASKS_13,), submission=True), TLS_12)) == TLS_530
 
 
+# -- whose recipient is it?
+
+
+@pytest.mark.parametrize(
+    ("recipient", "holds"),
+    [
+        ("x@secret.example", True),
+        ("@relay.example,@other.example:x@secret.example", True),
+        ("@secret.example:x@open.example", False),  # the route is not passed on
+        ("x@[192.0.2.25]", True),
+        ("x@[IPv6:2001:db8::25]", True),
+        ("x%secret.example@open.example", True),
+        ("x%SECRET.example%other.example@open.example", True),
+        ("secret.example!x@open.example", True),
+        ("other.example!secret.example!x@open.example", True),
+        ('"x@secret.example"@open.example', True),
+        ('"x@[IPv6:::1]"@open.example', True),
+        ('"x@[127.0.0.1]"@open.example', True),
+        ("x%sub.secret.example@open.example", False),
+        ("bounces+x=secret.example@open.example", False),
+        ("100%@open.example", False),
+        ('"what a day!"@open.example', False),
+        ("postmaster@[192.0.2.25]", False),
+    ],
+)
+def test_no_other_spelling_of_a_recipient_passes_a_rule(recipient: str, holds: bool) -> None:
+    """DESIGN §2 law 2: a literal may be any domain of the MTA, and many an MTA knows the old routing forms."""
+    assert said(rcpt(InboundRules((ASKS_TLS,)), CLEAR, recipient)) == (TLS_530 if holds else OK)
+
+
+def test_a_rule_in_shadow_says_nothing_about_literals() -> None:
+    rules = InboundRules((replace(ASKS_TLS, mode=Mode.SHADOW),))
+    assert rcpt(rules, CLEAR, "x@[192.0.2.25]") == Accept()
+    everything = replace(ASKS_TLS, scope=RecipientDomain("*"), mode=Mode.SHADOW)
+    assert len(rcpt(InboundRules((everything,)), CLEAR, "x@[192.0.2.25]").shadowed) == 1
+
+
+def test_a_rule_is_found_once() -> None:
+    rules = InboundRules((replace(ASKS_TLS, scope=RecipientDomain("*")),))
+    answer = rcpt(rules, CLEAR, "x%a.example@b.example")
+    assert isinstance(answer, RefuseInbound)
+    assert len(answer.reasons) == 1
+
+
 # -- several rules
 
 THREE_RULES = (
