@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import trio
 from smtpguard.clock import Clock, Ids
 from smtpguard.events import Event
 from smtpguard.inbound.service import Inbound
+from smtpguard.inbound.session import serve_client
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.inbound.settings import Mta as MtaSettings
 from smtpguard.names import Domain
@@ -154,7 +156,7 @@ async def _serve(
 ) -> None:
     await serve(
         sock,
-        service.session,
+        partial(serve_client, service),
         name="mx",
         slots=trio.Semaphore(10_000),
         sessions=sessions,
