@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +39,7 @@ from smtpguard.events import (
     discard,
 )
 from smtpguard.inbound.service import Inbound
+from smtpguard.inbound.session import serve_client
 from smtpguard.mtasts.store import Store
 from smtpguard.net.accept import serve
 from smtpguard.net.endpoint import Endpoint
@@ -213,7 +215,7 @@ class Application:
     ) -> None:
         await serve(
             sock,
-            service.session,
+            service.session if isinstance(service, Intake) else partial(serve_client, service),
             name=service.listener.name,
             slots=slots,
             sessions=self._sessions,

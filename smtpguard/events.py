@@ -450,6 +450,13 @@ class MtaState(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MtaUnproven(MtaState):
+    """Clients are served, and nobody knows whether the MTA would relay for strangers: the probe had no clear answer."""
+
+    severity: ClassVar[Severity] = "warning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MtaAlert(MtaState):
     """Clients are turned away: the MTA is down, refused (it does not take the client's identity) or open_relay (it
     would relay for strangers)."""

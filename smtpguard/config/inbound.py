@@ -83,7 +83,6 @@ def inbound_listener(found: Findings, place: str, table: Listener, rules: Inboun
         mta=_mta(found, place, table),
         certificates=_certificates(found, place, table),
         open_at_connect=table.upstream_open == "connect",
-        submission=table.submission,
         proxy_from=listeners.own_networks(
             found,
             place,

@@ -5,7 +5,10 @@ client unchanged.  Where the client disappears, breaks the rules or is too slow,
 without the end of data; where the MTA is lost, the client is still read to its true end, so that both stay in step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from smtpguard.clock import Clock
 from smtpguard.inbound.exchange import LOST, Exchange
@@ -39,8 +42,8 @@ class Told:
 
 
 class Pace:
-    """How long the client may be silent: each wait `command` seconds, and all of a message together at least
-    `octets_per_second` after that grace (slowloris, AF-45)."""
+    """How long the client may be silent in one message: each wait `command` seconds, and all of them together as long
+    as what it has brought needs at `octets_per_second`, after that grace (slowloris, AF-45)."""
 
     __slots__ = ("_clock", "_grace", "_octets", "_rate", "_waited")
 
@@ -51,17 +54,26 @@ class Pace:
         self._waited = 0.0
         self._octets = 0
 
-    async def receive(self, wire: Wire) -> bytes:
-        """The next octets of the content.  Raises WireLost where the client is gone, Interrupted where it is slow."""
+    def brought(self, octets: int) -> None:
+        """So much of the content has come."""
+        self._octets += octets
+
+    @contextmanager
+    def waiting(self, wire: Wire) -> Iterator[None]:
+        """The client is waited for inside, for as long as it may still be silent."""
         began = self._clock.monotonic()
         left = self._grace + self._octets / self._rate - self._waited
         wire.deadline = began + min(self._grace, max(left, 0.0))
-        octets = await wire.receive(TURN_OCTETS)
-        wire.deadline = float("inf")
+        yield
+        wire.deadline = inf
+        self._waited += self._clock.monotonic() - began
+
+    async def receive(self, wire: Wire) -> bytes:
+        """The next octets of the content.  Raises WireLost where the client is gone, Interrupted where it is slow."""
+        with self.waiting(wire):
+            octets = await wire.receive(TURN_OCTETS)
         if not octets:
             raise WireLost("the client closed the connection inside the message")
-        self._waited += self._clock.monotonic() - began
-        self._octets += len(octets)
         return octets
 
 
@@ -89,6 +101,7 @@ async def relay_data(
     octets = dialogue.take_rest()
     before = received
     while True:
+        pace.brought(len(octets))
         spans = reader.feed(octets)
         if reader.ended:
             break
@@ -183,14 +196,16 @@ class Chunks:
     """The message of one transaction that comes by BDAT (RFC 3030 §2).
 
     Octets are counted, never searched: what looks like an end of data inside a chunk is content.  After a chunk that
-    failed every further one is read and refused until RSET.
+    failed every further one is read and refused until RSET.  `pace` is that of the message: the waits for the next BDAT
+    count as those inside a chunk.
     """
 
-    __slots__ = ("_limit", "_received", "failed", "octets", "started")
+    __slots__ = ("_limit", "_received", "failed", "octets", "pace", "started")
 
-    def __init__(self, received: bytes, max_octets: int) -> None:
+    def __init__(self, received: bytes, max_octets: int, pace: Pace) -> None:
         self._received = received
         self._limit = max_octets
+        self.pace = pace
         self.started = False
         self.failed = False
         self.octets = 0
@@ -202,7 +217,6 @@ class Chunks:
         exchange: Exchange,
         wire: Wire,
         dialogue: ServerDialogue,
-        pace: Pace,
         times: Times,
     ) -> Told:
         """One chunk.  `refusal`: it is not wanted, only read past.  Raises WireLost, Interrupted (client's side)."""
@@ -232,12 +246,13 @@ class Chunks:
         while True:
             part, rest = octets[:left], octets[left:]
             left -= len(part)
+            self.pace.brought(len(part))
             if refusal is None and (before or part):
                 await flow.send(before, [part] if part else [])
                 before = b""
             if not left:
                 break
-            octets = await pace.receive(wire)
+            octets = await self.pace.receive(wire)
         dialogue.receive(rest)
         if refusal is None:
             if flow.lost:

@@ -18,7 +18,8 @@ class Limits:
     errors: int = 20
     """Commands of one session that we refused for what they are: syntax, order, policy."""
     idle_commands: int = 100
-    """NOOP, RSET, VRFY, EHLO and the like between two messages."""
+    """Commands between two messages that bring none on: NOOP, RSET, VRFY, EHLO and the like, and what was refused; of
+    refused RCPTs and chunks a hundred count as one."""
     recipients: int = 1000
     message_octets: int = 0
     """Content octets of a message; 0: what the MTA says."""

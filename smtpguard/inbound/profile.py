@@ -2,7 +2,8 @@
 
 DESIGN §3 and §6.  The profile is learnt as an untrusted client (192.0.2.1, RFC 5737), so that nothing is shown to the
 Internet that the MTA shows only to its friends.  With it goes the open-relay probe: an MTA that trusts our address must
-never take us for the client.  Until both are done, and while the MTA fails, clients hear 421.
+never take us for the client.  Until both are done, and while the MTA fails, clients hear 421.  A probe without a clear
+answer (the MTA refuses its MAIL, or puts a recipient off) proves nothing: it is told, and the last clear one holds.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ from ipaddress import IPv4Address
 import trio
 
 from smtpguard.clock import Clock
-from smtpguard.events import Emit, MtaAlert, MtaState
+from smtpguard.events import Emit, MtaAlert, MtaState, MtaUnproven
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.inbound.upstream import MtaConnector, MtaFailed, MtaOpened, Step
 from smtpguard.net.wire import Interrupted, WireLost
@@ -26,11 +27,14 @@ from smtpguard.smtp.replies import Reply
 UNTRUSTED_CLIENT = IPv4Address("192.0.2.1")
 """The documentation address no MTA has a reason to trust (RFC 5737)."""
 PROBE_HELLO = b"probe.example.com"
-_PROBE = (b"MAIL FROM:<>", b"RCPT TO:<probe@example.com>", b"RSET")
+_PROBE_RECIPIENTS = (b"probe@example.com", b"probe@[192.0.2.1]")
+"""Nobody's mailboxes (RFC 2606, RFC 5737).  example.com has a null MX, for which an MTA may refuse it before it asks
+whether it would relay; the literal needs no DNS, but many MTAs refuse literals.  So both are asked for."""
 
 NOT_READY = Reply.of(421, "4.3.2", "The mail server is not available, try again later")
 REFUSED_IDENTITY = Reply.of(421, "4.3.0", "The mail server is misconfigured, try again later")
 
+_EVENTS = {"starting": MtaState, "ready": MtaState, "unproven": MtaUnproven}
 _FAILURES = 3
 _FAILURE_SECONDS = 30.0
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
@@ -75,6 +79,26 @@ class Profile:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the probe found: does the MTA relay for strangers?  None: nobody knows.  `reply` is the one that decided."""
+
+    relays: bool | None
+    reply: Reply
+
+
+def judge_probe(mail: Reply, recipients: list[Reply]) -> Probed:
+    """`recipients` are the replies to those asked for, after a MAIL that was taken."""
+    if not mail.is_positive:
+        # 530 asks whoever comes to authenticate; any other refusal may be of this sender, or for today.
+        return Probed(False if mail.code == 530 else None, mail)
+    taken = next((reply for reply in recipients if reply.is_positive), None)
+    if taken is not None:
+        return Probed(True, taken)
+    unclear = next((reply for reply in recipients if not reply.is_permanent), None)
+    return Probed(None, unclear) if unclear is not None else Probed(False, recipients[-1])
+
+
 class MtaWatch:
     """Keeps the profile of one listener's MTA, and says whether clients may be greeted."""
 
@@ -88,6 +112,7 @@ class MtaWatch:
         self._failures: deque[float] = deque(maxlen=_FAILURES)
         self._wake = trio.Event()
         self._state = ""
+        self._relays: bool | None = None  # what the last probe with a clear answer found
         self._generation = 0  # counts reloads: what was learnt by an older way does not count
         self.attempted = trio.Event()
         """Set after the first attempt to learn the profile."""
@@ -97,7 +122,8 @@ class MtaWatch:
 
     @property
     def state(self) -> str:
-        """`starting`, `ready`, `down`, `refused` (the MTA does not take the client's identity) or `open_relay`."""
+        """`starting`, `ready`, `unproven` (served, but no probe had a clear answer), `down`, `refused` (the MTA does
+        not take the client's identity) or `open_relay`."""
         return self._state or "starting"
 
     @property
@@ -124,6 +150,7 @@ class MtaWatch:
     def restart(self) -> None:
         """After a reload: nobody is greeted until the new way was probed."""
         self._generation += 1
+        self._relays = None
         self._to("starting", NOT_READY, None, "settings were reloaded")
         self.wake()
 
@@ -158,34 +185,43 @@ class MtaWatch:
                 said = f"; said to {UNTRUSTED_CLIENT}, the stranger as whom we ask" if opened.reply is not None else ""
                 self._to("down", NOT_READY, opened.step, opened.detail + said)
             return False
-        accepted = await self._probe(opened, connector)
+        probed = await self._probe(opened, connector)
         if generation != self._generation:
             return False
-        if isinstance(accepted, MtaFailed):
-            self._to("down", NOT_READY, accepted.step, accepted.detail)
+        if isinstance(probed, MtaFailed):
+            self._to("down", NOT_READY, probed.step, probed.detail)
             return False
-        if accepted is not None:
+        self._relays = probed.relays if probed.relays is not None else self._relays
+        if self._relays:
             self._to(
                 "open_relay",
                 REFUSED_IDENTITY,
                 None,
-                f"a client at {UNTRUSTED_CLIENT} may send to example.com through {listener.mta}: {accepted.text}; "
+                f"a client at {UNTRUSTED_CLIENT} may send to anybody through {listener.mta}: {probed.reply.text}; "
                 "take our address out of the MTA's trusted networks or change pass_client",
             )
             return False
         self.profile = Profile(_name(opened.hello), opened.greeting, opened.link.extensions)
         self._failures.clear()
-        self._to("ready", None, None, f"{self.profile.name}: {', '.join(opened.link.extensions.offered)}")
+        if self._relays is None:
+            self._to("unproven", None, None, f"whether it relays for strangers is unknown, it said {probed.reply}")
+        else:
+            self._to("ready", None, None, f"{self.profile.name}: {', '.join(opened.link.extensions.offered)}")
         return True
 
-    async def _probe(self, opened: MtaOpened, connector: MtaConnector) -> Reply | MtaFailed | None:
-        """The 2xx that shows an open relay, or None where the outside recipient was not taken."""
+    async def _probe(self, opened: MtaOpened, connector: MtaConnector) -> Probed | MtaFailed:
+        """Ask for recipients that are nobody's; it ends before DATA."""
         wire = opened.link.wire
         wire.deadline = self._clock.monotonic() + self._listener().times.mta_greeting
         try:
-            replies = [(await opened.link.exchange([line]))[0] for line in _PROBE[:2]]
-            if replies[0].is_positive:
-                await opened.link.exchange(_PROBE[2:])
+            (mail,) = await opened.link.exchange([b"MAIL FROM:<>"])
+            replies: list[Reply] = []
+            if mail.is_positive:
+                for recipient in _PROBE_RECIPIENTS:
+                    replies += await opened.link.exchange([b"RCPT TO:<%b>" % recipient])
+                    if replies[-1].is_positive:
+                        break
+                await opened.link.exchange([b"RSET"])
             opened.link.quit()
         except WireLost as lost:
             return MtaFailed(Step.LOST, lost.detail)
@@ -195,14 +231,14 @@ class MtaWatch:
             return MtaFailed(Step.PROTOCOL, str(error))
         finally:
             connector.close(wire)
-        return replies[1] if replies[0].is_positive and replies[1].is_positive else None
+        return judge_probe(mail, replies)
 
     def _to(self, state: str, refusal: Reply | None, step: Step | None, detail: str) -> None:
         self.refusal = refusal
         if state != self._state:
             self._state = state
             listener = self._listener()
-            kind = MtaState if refusal is None or state == "starting" else MtaAlert
+            kind = _EVENTS.get(state, MtaAlert)
             self._emit(
                 kind(
                     listener=listener.name,

@@ -29,6 +29,8 @@ from smtpguard.smtp.forwarded import ClientIdentity
 from smtpguard.smtp.replies import Reply
 from smtpguard.tls.outcome import TlsOutcome
 
+_REASONS = 10  # told of one refusal: at an address literal every rule may have one
+
 
 class Record:
     """One session's teller.  `client` is whom it speaks of, `peer` who is connected, until the client is known."""
@@ -139,9 +141,9 @@ class Record:
             )
         )
 
-    def refused(self, id_: str, command: Command, mail: Mail | None, verdict: RefuseInbound, reply: Reply) -> None:
+    def refused(self, id_: str, command: Command, verdict: RefuseInbound, reply: Reply) -> None:
         """A rule refused a command."""
-        path = command.path if isinstance(command, Rcpt | Mail) else mail.path if mail is not None else None
+        path = command.path if isinstance(command, Rcpt | Mail) else None
         self._emit(
             DeliveryRefused(
                 direction="inbound",
@@ -154,7 +156,8 @@ class Record:
                 reply=str(reply),
                 stage=type(command).__name__.lower(),
                 why=tuple(
-                    printable(f"{reason.code.token} {reason.subject}: {reason.detail}") for reason in verdict.reasons
+                    printable(f"{reason.code.token} {reason.subject}: {reason.detail}")
+                    for reason in verdict.reasons[:_REASONS]
                 ),
             )
         )

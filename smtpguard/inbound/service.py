@@ -1,4 +1,4 @@
-"""What lives as long as an inbound listener does?  Its MTA, its certificates, its counters, and the sessions' way in.
+"""What lives as long as an inbound listener does?  Its MTA, its certificates, its counters.
 
 DESIGN §6 (certificate reload, open-relay probe).  A reload swaps `listener`; a session that runs keeps what it took.
 """
@@ -16,12 +16,10 @@ from smtpguard.dns.resolver import Lookups
 from smtpguard.events import CertificateAlert, CertificateEvent, Emit
 from smtpguard.inbound.gate import Gate
 from smtpguard.inbound.profile import MtaWatch
-from smtpguard.inbound.session import Session
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.inbound.upstream import MtaConnector
 from smtpguard.names import Domain
 from smtpguard.net.sessions import Sessions
-from smtpguard.net.wire import Wire
 from smtpguard.reasons import printable
 from smtpguard.tls.certificates import CertificateFiles, ServerCertificates, judge_own_chain
 from smtpguard.tls.chain import CertChain
@@ -61,7 +59,7 @@ class Inbound:
         self.gate = Gate()
         self.handshakes = 0
         """TLS handshakes under way."""
-        self._ids = ids
+        self.ids = ids
         self._mta_wires = mta_wires
         self._random = SystemRandom()
         self._listener = listener
@@ -94,10 +92,6 @@ class Inbound:
         if self.certificates is None or listener.tls != "starttls" or listener.submission:
             return None
         return self._tlsa_problems
-
-    async def session(self, wire: Wire) -> None:
-        """Serve one connection to its end; whoever accepted it closes it."""
-        await Session(self, wire, self._ids.session()).run()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch the MTA and the certificates, until cancelled."""

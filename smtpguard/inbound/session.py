@@ -1,41 +1,36 @@
 """How does one client of the Internet side talk to us, from accept to close?
 
 RFC 5321 §3, RFC 3207, RFC 8314; DESIGN §3.  Octets become groups of commands; policy refuses or lets pass; `exchange`
-carries what passes to the MTA, `content` the messages; what the MTA says comes back unchanged.  A limit that is reached
+carries what passes to the MTA, `messages` the mail; what the MTA says comes back unchanged.  A limit that is reached
 ends the session with a 421 that says which (OUT-20, 21, 28).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import trio
 
 from smtpguard.inbound.auth import relay_auth
 from smtpguard.inbound.clientcert import judge_certificate
 from smtpguard.inbound.clientname import find_client_name
-from smtpguard.inbound.content import Chunks, Pace, Told, relay_data
 from smtpguard.inbound.entrance import Turned, facts_behind, read_client, secured, shake_hands
 from smtpguard.inbound.exchange import Exchange
 from smtpguard.inbound.gate import Excess
 from smtpguard.inbound.manners import Manners, violation_of
+from smtpguard.inbound.messages import Messages
 from smtpguard.inbound.profile import NOT_READY
 from smtpguard.inbound.record import Record
 from smtpguard.inbound.relay import MTA_GONE, Relay
+from smtpguard.inbound.service import Inbound
 from smtpguard.inbound.upstream import MtaFailed, Step
 from smtpguard.inbound.verdict import Verdicts
 from smtpguard.names import Domain
 from smtpguard.net.link import ServerLink
 from smtpguard.net.wire import HandshakeFailed, Interrupted, Why, Wire, WireLost
 from smtpguard.policy.inbound import ClientFacts
-from smtpguard.smtp.body import BareNewlines
-from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Mail, Quit, Rcpt, StartTls
+from smtpguard.smtp.commands import Auth, Bdat, Command, Data, Ehlo, Helo, Mail, Quit, Rset, StartTls
 from smtpguard.smtp.forwarded import ClientIdentity, NameMissing
 from smtpguard.smtp.replies import Reply
 from smtpguard.smtp.server import ServerDialogue, Slot
-from smtpguard.smtp.trace import received_from
-
-if TYPE_CHECKING:
-    from smtpguard.inbound.service import Inbound
 
 _IDLE = Reply.of(421, "4.4.2", "Idle for too long, closing")
 _TOO_SLOW = Reply.of(421, "4.4.2", "The message comes too slowly, closing")
@@ -44,22 +39,28 @@ _FULL = Reply.of(421, "4.3.2", "Too many connections, try again later")
 _TOO_MANY = Reply.of(421, "4.7.0", "Too many connections from your network, try again later")
 
 
+async def serve_client(service: Inbound, wire: Wire) -> None:
+    """Serve one connection of a listener to its end; whoever accepted it closes it."""
+    await Session(service, wire, service.ids.session()).run()
+
+
 class Session:
     """One client.  What may change by a reload is taken once, here."""
 
-    def __init__(self, service: "Inbound", wire: Wire, session: str) -> None:
+    def __init__(self, service: Inbound, wire: Wire, session: str) -> None:
         self._service = service
         self._wire = wire
         self._listener = service.listener
         self._clock = service.clock
+        wire.session = session
+        wire.tls_is_due = self._listener.tls == "implicit"
         self._record = Record(session, self._listener, str(wire.peer), self._clock, service.emit)
         self._verdicts = Verdicts(self._listener.rules, self._record, self._clock)
         self._entered = False
-        self._authenticated = False
         self._named = False
+        self._saturated = False
         self._exchange: Exchange | None = None
-        self._chunks: Chunks | None = None
-        self._message_id = ""
+        self._messages: Messages | None = None
 
     async def run(self) -> None:
         """Serve the client to its end; whoever accepted the connection closes it."""
@@ -119,7 +120,7 @@ class Session:
 
     async def _turn_away(self, reply: Reply, cause: str) -> str:
         """Say why in place of a greeting, where it can be said: on an implicit TLS port nothing is said in clear."""
-        if self._listener.tls != "implicit" or self._wire.is_tls:
+        if self._wire.may_speak:
             self._wire.deadline = self._clock.monotonic() + self._listener.times.hello
             await self._wire.send(reply.encode())
             await self._wire.linger()
@@ -157,9 +158,21 @@ class Session:
         self._exchange = exchange = Exchange(
             self._relay, service.connector, self._who, self._mta_failed, profile.name, listener.times, self._clock
         )
-        self._manners = Manners(listener.limits, tls_first=listener.submission)
+        self._manners = Manners(listener.limits)
         self._dialogue = dialogue = ServerDialogue(
             hostname=profile.name, lmtp=False, offer=offer, tls_active=self._wire.is_tls
+        )
+        self._messages = Messages(
+            self._record,
+            self._manners,
+            exchange,
+            self._wire,
+            dialogue,
+            listener,
+            service.hostname,
+            offer.size,
+            self._clock,
+            self._say,
         )
         self._link = ServerLink(self._wire, dialogue)
         greeting = None
@@ -200,8 +213,13 @@ class Session:
         times = self._listener.times
         self._dialogue.tls_unavailable = self._service.handshakes >= self._listener.limits.handshakes
         self._wire.idle = not self._relay.in_transaction
-        self._wire.deadline = self._clock.monotonic() + (times.command if self._dialogue.greeted else times.hello)
-        group = await self._link.next_group()
+        pace = self._messages.pace if self._messages is not None else None
+        if pace is not None:
+            with pace.waiting(self._wire):
+                group = await self._link.next_group()
+        else:
+            self._wire.deadline = self._clock.monotonic() + (times.command if self._dialogue.greeted else times.hello)
+            group = await self._link.next_group()
         self._wire.idle = False
         self._wire.deadline = float("inf")
         if group and self._wire.interrupted in (Why.SHUTDOWN, Why.TIMEOUT):
@@ -211,7 +229,10 @@ class Session:
     async def _group(self, group: list[Slot]) -> list[Slot]:
         """Carry out a group, or its part up to a limit; what was carried out."""
         assert self._exchange is not None
-        group = self._manners.inspect(group, tls=self._verdicts.facts.encrypted, authenticated=self._authenticated)
+        for slot in group:
+            if not slot.closes and (refusal := self._verdicts.before_tls(slot.command)) is not None:
+                slot.reply = refusal
+        group = self._manners.inspect(group, authenticated=self._relay.authenticated)
         if self._exchange.gone and not isinstance(group[0].command, Quit):
             group[0].reply, group[0].closes, group[0].starts_tls = MTA_GONE, True, False
             group = group[:1]
@@ -223,7 +244,9 @@ class Session:
             isinstance(last.command, Bdat) and self._offer.chunking
         )
         before = group[:-1] if apart else group
-        await self._say(self._dialogue.settle(before))
+        replies = self._dialogue.settle(before)
+        self._wire.tls_is_due = self._wire.tls_is_due or last.starts_tls
+        await self._say(replies)
         for slot in before:
             self._settled(slot)
         if apart:
@@ -232,7 +255,8 @@ class Session:
             await self._carry_out_apart(last)
             self._settled(last)
         elif isinstance(last.command, Data) and last.reply is not None and last.reply.code == 354:
-            await self._content()
+            assert self._messages is not None
+            await self._messages.content()
         return group
 
     async def _say(self, octets: bytes) -> None:
@@ -253,20 +277,23 @@ class Session:
             case Auth():
                 await self._auth(slot, slot.command)
             case Bdat():
-                await self._chunk(slot, slot.command)
+                assert self._messages is not None
+                await self._messages.chunk(slot, slot.command)
 
     def _settled(self, slot: Slot) -> None:
         """What a reply that was given means to the session."""
         if slot.reply is None:
             return
+        self._manners.answered(slot)
         if slot.reply.is_positive:
             if isinstance(slot.command, Ehlo | Helo):
                 self._client = self._client.named(slot.command.name, extended=isinstance(slot.command, Ehlo))
-                self._chunks = None
-            elif isinstance(slot.command, Mail):
-                self._chunks = None
+            if isinstance(slot.command, Ehlo | Helo | Mail | Rset) and self._messages is not None:
+                self._messages.forget_chunks()
         elif isinstance(slot.command, StartTls) and slot.reply.code == 454:
-            self._record.limit("handshakes")
+            if not self._saturated:
+                self._record.limit("handshakes")
+            self._saturated = True
         elif kind := violation_of(slot):
             self._record.violation(kind)
 
@@ -294,105 +321,8 @@ class Session:
             slot.reply = await relay_auth(
                 auth, self._exchange, self._wire, self._dialogue, self._listener.times, self._clock
             )
-            self._authenticated = slot.reply.is_positive
             slot.closes = slot.reply.code == 421
         await self._say(self._dialogue.settle([slot]))
-
-    # -- messages
-
-    async def _content(self) -> None:
-        assert self._exchange is not None
-        mail, rcpts = self._relay.mail, self._relay.rcpts
-        assert mail is not None
-        began = self._clock.monotonic()
-        id_ = self._record.decision()
-        told = await relay_data(
-            self._exchange,
-            self._wire,
-            self._dialogue,
-            received=self._received(id_, mail, rcpts),
-            bare_newlines=self._bare_newlines(),
-            max_octets=self._offer.size,
-            times=self._listener.times,
-            limits=self._listener.limits,
-            clock=self._clock,
-        )
-        await self._answer(told, id_, mail, len(rcpts), began)
-
-    async def _chunk(self, slot: Slot, bdat: Bdat) -> None:
-        """One BDAT, whether it is wanted or not: its octets are on their way already."""
-        assert self._exchange is not None
-        self._dialogue.recheck(slot)
-        mail, rcpts = self._relay.mail, self._relay.rcpts
-        if self._chunks is None:
-            self._message_id = self._record.decision()
-            self._chunks = Chunks(
-                self._received(self._message_id, mail, rcpts) if mail is not None else b"", self._offer.size
-            )
-        began = self._clock.monotonic()
-        refused = slot.reply is not None
-        told = await self._chunks.relay(
-            bdat,
-            slot.reply,
-            self._exchange,
-            self._wire,
-            self._dialogue,
-            Pace(self._clock, self._listener.times, self._listener.limits),
-            self._listener.times,
-        )
-        slot.reply = told.reply
-        slot.closes = told.reply.code == 421
-        if not bdat.last:
-            await self._say(self._dialogue.settle([slot]))
-            return
-        self._chunks = None
-        if mail is not None and self._exchange.link is not None and not told.reply.is_positive:
-            self._exchange.abandon()  # the MTA waits for the RSET of a transaction that has ended here
-        if mail is not None and not refused:
-            await self._answer(told, self._message_id, mail, len(rcpts), began, slot)
-            return
-        await self._say(self._dialogue.settle([slot]))
-        self._dialogue.end_transaction()
-
-    async def _answer(
-        self, told: Told, id_: str, mail: Mail, recipients: int, began: float, slot: Slot | None = None
-    ) -> None:
-        """Tell the client its message's fate, in the turn that learnt it (SMTP-30), then everybody else."""
-        self._relay.end_transaction()
-        try:
-            if slot is not None:
-                await self._say(self._dialogue.settle([slot]))
-            else:
-                await self._say(told.reply.encode())
-        except (WireLost, Interrupted):
-            if told.reply.is_positive:
-                self._record.final_reply_lost(id_, mail, told.reply, client=True)
-            raise
-        finally:
-            self._record.message(id_, mail, recipients, told, self._clock.monotonic() - began)
-        self._dialogue.end_transaction()
-        self._manners.message_done()
-        if told.reply.code == 421 and slot is None:
-            await self._wire.linger()
-            raise WireLost("the MTA closed the session")
-
-    def _received(self, id_: str, mail: Mail, rcpts: list[Rcpt]) -> bytes:
-        if not self._listener.received:
-            return b""
-        return received_from(
-            self._client,
-            by=self._service.hostname,
-            id=id_,
-            for_=rcpts[0].path.text.decode("utf-8") if len(rcpts) == 1 else None,
-            date=self._clock.now(),
-            auth=self._authenticated,
-            utf8=mail.needs_smtputf8,
-        )
-
-    def _bare_newlines(self) -> BareNewlines:
-        address = self._client.address
-        listed = address is not None and any(address in network for network in self._listener.normalize_from)
-        return BareNewlines.NORMALIZE if listed else BareNewlines.REJECT
 
     # -- the MTA
 
@@ -426,7 +356,7 @@ class Session:
             return "cut"
         if self._wire.broken:
             return "slow"
-        in_message = self._exchange is not None and self._exchange.busy
+        in_message = self._messages is not None and self._messages.under_way
         if in_message:
             self._record.violation("slow")
         return await self._farewell(_TOO_SLOW if in_message else _IDLE, "slow" if in_message else "idle")
@@ -435,7 +365,7 @@ class Session:
         """The owed 421, if the wire still takes it."""
         try:
             self._wire.clear_interrupt()
-            if self._listener.tls != "implicit" or self._wire.is_tls:
+            if self._wire.may_speak:
                 await self._wire.send(reply.encode())
                 await self._wire.linger()
         except (WireLost, Interrupted):

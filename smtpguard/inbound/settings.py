@@ -53,7 +53,6 @@ class InboundListener:
     certificates: ServerCertificates | None = None
     open_at_connect: bool = False
     """`upstream_open = "connect"`: the MTA greets each client itself."""
-    submission: bool = False
     proxy_from: tuple[Network, ...] = ()
     """Peers that must begin with a PROXY header; nobody else may connect then."""
     normalize_from: tuple[Network, ...] = ()
@@ -66,6 +65,11 @@ class InboundListener:
     rules: InboundRules = field(default_factory=InboundRules)
     limits: Limits = field(default_factory=Limits)
     times: Times = field(default_factory=Times)
+
+    @property
+    def submission(self) -> bool:
+        """For the users of this site (587, 465): nothing in clear."""
+        return self.rules.submission
 
     @property
     def max_connections(self) -> int:

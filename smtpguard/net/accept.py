@@ -41,7 +41,7 @@ async def serve(
 
     `slots` is the number of sessions, shared by listeners if so wished; while none is free, accepting
     pauses. A session gets its Wire and need not close it.  `farewell` is written, if it can be, when a
-    session dies of a bug.
+    session dies of a bug; never in clear to a peer that awaits TLS.
     """
     paused = False
 
@@ -97,8 +97,8 @@ async def _run_session(
         pass  # an end like any other
     except Exception as error:  # noqa: BLE001  -- the session boundary (DESIGN §7)
         if not _is_end(error):
-            emit(InternalError.of(f"session of {name}", error, str(wire.peer)))
-            if farewell:
+            emit(InternalError.of(f"session of {name}", error, wire.session or str(wire.peer)))
+            if farewell and wire.may_speak:
                 with suppress(WireLost):
                     wire.send_nowait(farewell)
                     await wire.linger()  # or what it still sends makes the kernel take the farewell back

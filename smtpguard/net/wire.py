@@ -77,6 +77,8 @@ class Wire:
         "idle",
         "local",
         "peer",
+        "session",
+        "tls_is_due",
     )
 
     def __init__(self, sock: socket.socket, clock: Clock, *, peer: Endpoint | None = None) -> None:
@@ -103,6 +105,10 @@ class Wire:
         """
         self.idle = False
         """Nothing is owed to the peer, between transactions: a drain may interrupt now."""
+        self.session = ""
+        """The id by which events tell of the session that it serves."""
+        self.tls_is_due = False
+        """The peer awaits a handshake: until it is done, nothing may be said in clear any more."""
 
     def __repr__(self) -> str:
         return f"<Wire {self.local} {self.peer} {'tls' if self._tls else 'plain'} {self._state.name.lower()}>"
@@ -119,6 +125,11 @@ class Wire:
     @property
     def is_tls(self) -> bool:
         return self._tls is not None
+
+    @property
+    def may_speak(self) -> bool:
+        """Would the peer take what is said now for what it is?"""
+        return self.is_tls or not self.tls_is_due
 
     @property
     def tls(self) -> SSL.Connection | None:

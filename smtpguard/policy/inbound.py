@@ -1,7 +1,7 @@
 """Must this client come over TLS, or show a certificate, before its mail is taken?  (`[[inbound_policy]]`, CH-30)
 
 RFC 3207 §4 (a public MX must not ask for TLS unless told to; the replies), RFC 8314 §3.3 and §4.1 (submission), RFC
-4954 §4 (AUTH), RFC 5321 §4.5.1 (postmaster), RFC 8460 §3 (reports arrive even so).  Facts and rules in, a value out.
+5321 §4.5.1 (postmaster), RFC 8460 §3 (reports arrive even so).  Facts and rules in, a value out.
 
 Rules are judged at RCPT, also those about the sender or the client: a refusal of MAIL would shut out postmaster and
 the report address (STLS-15, RPT-28).  Only a submission listener refuses MAIL.  All rules that match must be met,
@@ -25,13 +25,14 @@ from smtpguard.policy.scopes import (
     Scope,
     SenderDomain,
     WholeListener,
+    domains_of,
     fold_local_part,
     generality,
     is_everything,
     patterns,
 )
 from smtpguard.reasons import Reason, ReasonCode
-from smtpguard.smtp.commands import Auth, BadCommand, Command, Ehlo, Noop, Quit, Rcpt, StartTls
+from smtpguard.smtp.commands import BadCommand, Command, Ehlo, Noop, Quit, Rcpt, StartTls
 from smtpguard.smtp.replies import Reply, reply_of
 from smtpguard.smtp.syntax import ForwardPath, ReversePath
 from smtpguard.tls.identity import DnsId, DotDomain
@@ -192,11 +193,18 @@ class InboundRules:
         if not self._table or self.is_exempt(recipient):
             return ()
         scopes: list[Scope] = [WholeListener(), *self._networks_of(address)]
+        feared: tuple[InboundRule, ...] = ()
         if RecipientDomain in self._kinds:
-            scopes += map(RecipientDomain, patterns(recipient.domain))
+            domains = tuple(domains_of(recipient))
+            names = [domain for domain in domains if isinstance(domain, str)]
+            if len(names) == len(domains):
+                scopes += dict.fromkeys(RecipientDomain(pattern) for name in names for pattern in patterns(name))
+            else:  # whose mail a literal is, only the MTA knows
+                feared = tuple(rule for rule in self.rules if _may_concern_a_literal(rule))
         if SenderDomain in self._kinds:
             scopes += map(SenderDomain, patterns(sender.domain))
-        return tuple(rule for scope in scopes for rule in self._table.get(scope, ()) if rule.is_live(today))
+        found = (*(rule for scope in scopes for rule in self._table.get(scope, ())), *feared)
+        return tuple(rule for rule in found if rule.is_live(today))
 
     def is_exempt(self, recipient: ForwardPath) -> bool:
         """Is it postmaster, with or without a domain (RFC 5321 §4.5.1), or a report address of ours (RPT-28)?"""
@@ -245,12 +253,10 @@ def judge_client(
 ) -> Accept | RefuseInbound:
     """May `command` go on?  `sender` is the path of the MAIL in force, needed at RCPT; `today` is UTC.
 
-    Not asked about commands that are refused for their form.  Exactly one kind of refusal is not of a rule: AUTH in
-    clear, on any listener (AUTH-01).
+    Not asked about commands that are refused for their form.  AUTH in clear is refused where it is not offered in
+    clear, which is everywhere (`smtp.order`, AUTH-01).
     """
     match command:
-        case Auth() if not facts.encrypted:
-            return RefuseInbound((Reason(ReasonCode.INBOUND_TLS_REQUIRED, "AUTH"),))
         case Ehlo() | Noop() | Quit() | StartTls() | BadCommand():
             return Accept()  # all that RFC 3207 §4 lets a client say in clear
         case _ if rules.submission and not facts.encrypted:
@@ -300,6 +306,11 @@ def _unmet(rule: InboundRule, facts: ClientFacts) -> Reason | None:
             return Reason(ReasonCode.INBOUND_BAD_CERTIFICATE, subject, _detail(detail, rule))
         case never:
             assert_never(never)
+
+
+def _may_concern_a_literal(rule: InboundRule) -> bool:
+    """A rule in shadow would only count what may not concern it."""
+    return isinstance(rule.scope, RecipientDomain) and (rule.mode is Mode.ENFORCE or is_everything(rule.scope))
 
 
 def _further(rule: InboundRule) -> str:

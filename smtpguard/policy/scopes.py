@@ -3,21 +3,27 @@
 Patterns are those of `[[policy]]`: exact, `.parent`, `*`.  Mailboxes are compared as RFC 5321 §2.4 and §4.1.2 allow.
 """
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import assert_never
 
-from smtpguard.names import Domain, IpAddress, NameInvalid, parents, parse_domain
+from smtpguard.names import Domain, IpAddress, NameInvalid, parents, parse_domain, parse_mail_domain
 from smtpguard.policy.rules import RuleInvalid
 from smtpguard.reasons import printable
+from smtpguard.smtp.syntax import ForwardPath
 
 Network = IPv4Network | IPv6Network
+
+_ROUTING = re.compile("[%!@]")
 
 
 @dataclass(frozen=True, slots=True)
 class RecipientDomain:
-    """Mail to a domain: `example.org`, `.example.org` (its subdomains, not itself), `*`."""
+    """Mail to a domain: `example.org`, `.example.org` (its subdomains, not itself), `*`.  An address literal may be of
+    any domain, so every such rule holds for it."""
 
     pattern: str
 
@@ -83,6 +89,17 @@ def patterns(domain: Domain | IpAddress | None) -> Iterator[str]:
         for parent in parents(domain):
             yield f".{parent}"
     yield "*"
+
+
+def domains_of(path: ForwardPath) -> Iterator[Domain | IpAddress]:
+    """Every domain and literal that an MTA may take a recipient to be of: its own, and those of the old routing forms
+    (`x%b.example@`, `b.example!x@`, `"x@b.example"@`), which many still know."""
+    if path.domain is not None:
+        yield path.domain
+    words = _ROUTING.split(fold_local_part(path.local_part).decode("utf-8", "replace"))
+    for word in words if len(words) > 1 else ():
+        with suppress(NameInvalid):
+            yield parse_mail_domain(word)
 
 
 def is_everything(scope: Scope) -> bool:

@@ -62,7 +62,7 @@ class Label:
 
 
 REFUSING = tuple(code.token for code in ReasonCode if code.reply_code >= 400)
-MTA_STATES = ("starting", "ready", "down", "refused", "open_relay")
+MTA_STATES = ("starting", "ready", "unproven", "down", "refused", "open_relay")
 DNSSEC_STATES = ("off", "untrusted", *(state.value for state in CanaryState))
 CANARY_VERDICTS = ("none", "validates", "contradicts", "unreachable")
 
@@ -193,7 +193,7 @@ class Family(Enum):
     )  # fmt: skip
     MTA_STATE = (
         "smtpguard_mta_state", "gauge",
-        "1 for what the MTA behind an inbound listener is; in every state but ready clients hear 421.",
+        "1 for what the MTA behind an inbound listener is; in every state but ready and unproven clients hear 421.",
         (_LISTENER, Label("state", "see [inbound.md](inbound.md)", MTA_STATES)),
     )  # fmt: skip
     CERTIFICATE_NOT_AFTER = (

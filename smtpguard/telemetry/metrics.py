@@ -43,6 +43,7 @@ from smtpguard.events import (
     MtaAlert,
     MtaFailure,
     MtaState,
+    MtaUnproven,
     PolicyObserved,
     ReloadFailed,
     RuleShadowed,
@@ -64,7 +65,7 @@ _CONFIG_STAGES = MappingProxyType({"started": True, "ready": True, "reloaded": T
 
 _INBOUND_REASONS = ("inbound/", "message/", "internal")
 
-READ = (DnssecState, DnssecAlert, MtaState, MtaAlert)
+READ = (DnssecState, DnssecAlert, MtaState, MtaUnproven, MtaAlert)
 """Events that change what is read at the scrape, and are not counted."""
 
 

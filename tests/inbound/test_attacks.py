@@ -164,6 +164,67 @@ async def test_commands_without_a_message_have_a_limit(tmp_path: Path) -> None:
     assert [event.limit for event in front.of(LimitHit)] == ["idle_commands"]
 
 
+@pytest.mark.parametrize(
+    ("before", "line", "code"),
+    [
+        ((), "MAIL FROM:<a@a.example> SIZE=99999999999", 552),
+        ((), "STARTTLS", 454),
+        (("MAIL FROM:<a@a.example>",), "DATA", 554),
+        ((), "MAIL FROM:<bad@a.example>", 550),
+    ],
+)
+async def test_no_refused_command_can_be_repeated_without_end(
+    tmp_path: Path, before: tuple[str, ...], line: str, code: int
+) -> None:
+    """OUT-21, STLS-03: whoever refused it; of the MTA's refusals of MAIL, each may be a connection to it."""
+
+    async def script(line: bytes) -> bytes | None:
+        return b"550 5.7.1 no" if b"bad@" in line else None
+
+    async with open_front(tmp_path, Mta(script=script), limits=Limits(handshakes=0)) as front:
+        client = await front.client()
+        for command in before:
+            assert (await client.command(command)).code == 250
+        for _ in range(100):
+            assert (await client.command(line)).code == code
+        assert str(await client.command(line)).startswith("421 4.7.0")
+        await hang_up(client)
+        await closed(front)
+    told = [event.limit for event in front.of(LimitHit)]
+    assert told == (["handshakes", "idle_commands"] if code == 454 else ["idle_commands"])
+
+
+async def test_recipients_over_the_limit_in_their_hundreds(tmp_path: Path) -> None:
+    """OUT-22 (RFC 5321 §4.5.3.1.10): those that were taken get the message; those over and over again end it."""
+    async with open_front(tmp_path, limits=Limits(recipients=100)) as front:
+        client = await front.client()
+        rcpt = b"RCPT TO:<b@front.example>\r\n"
+        await client.conversation.send(b"MAIL FROM:<a@a.example>\r\n" + rcpt * 800)
+        assert [(await client.reply()).code for _ in range(801)] == [250] * 101 + [452] * 700
+        assert (await client.command("DATA")).code == 354
+        assert (await client.command("Subject: x\r\n\r\n.")).code == 250
+        await client.conversation.send(b"MAIL FROM:<a@a.example>\r\n" + rcpt * 12_000)
+        with trio.fail_after(20):
+            codes = [(await client.reply()).code]
+            while codes[-1] != 421:
+                codes.append((await client.reply()).code)
+        assert 10_000 < codes.count(452) < 10_400
+        client.conversation.close()
+        await closed(front)
+    assert [event.limit for event in front.of(LimitHit)] == ["idle_commands"]
+
+
+async def test_too_big_for_many(tmp_path: Path) -> None:
+    """OUT-24: who pipelines recipients behind SIZE= hears 552 and may go on."""
+    async with open_front(tmp_path, limits=Limits(message_octets=1000)) as front:
+        client = await front.client()
+        await client.conversation.send(
+            b"MAIL FROM:<a@a.example> SIZE=1001\r\n" + b"RCPT TO:<b@front.example>\r\n" * 50 + b"DATA\r\n"
+        )
+        assert [(await client.reply()).code for _ in range(52)] == [552] + [503] * 51
+        assert (await client.command("RSET")).code == 250
+
+
 async def test_nobody_says_ehlo(tmp_path: Path, autojump_clock: object) -> None:
     """AF-45, TO-08, OUT-28."""
     async with open_front(tmp_path) as front:
@@ -199,7 +260,7 @@ async def test_one_octet_each_ten_seconds(tmp_path: Path, autojump_clock: object
 
 async def test_a_client_that_takes_no_replies(tmp_path: Path, autojump_clock: object) -> None:
     """AF-45: replies that nobody reads are waited for as long as commands that nobody sends, not without end."""
-    async with open_front(tmp_path) as front:
+    async with open_front(tmp_path, limits=Limits(idle_commands=10**9)) as front:
         with trio.socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await sock.connect(("127.0.0.1", front.port))
@@ -208,8 +269,8 @@ async def test_a_client_that_takes_no_replies(tmp_path: Path, autojump_clock: ob
             with trio.move_on_after(100):
                 await stream.send_all(b"EHLO client.example\r\n")
                 await stream.receive_some()
-                while True:  # neither an error nor an empty command, each with a reply
-                    await stream.send_all(b"MAIL FROM:<a@a.example> SIZE=9999999\r\n" * 1000)
+                while True:  # with a reply to each
+                    await stream.send_all(b"NOOP\r\n" * 1000)
             await trio.sleep(400)
             (end,) = front.of(SessionClosed)
     assert end.cause == "slow"
@@ -353,14 +414,17 @@ async def test_failed_handshakes_have_a_limit(tmp_path: Path) -> None:
 
 
 async def test_submission_in_clear(tmp_path: Path) -> None:
-    """AF-56, SUB-02, OUT-29: nothing but EHLO, NOOP, STARTTLS, QUIT; nothing reaches the MTA."""
+    """AF-56, SUB-02, OUT-29: nothing but EHLO, NOOP, STARTTLS, QUIT; nothing reaches the MTA; told once."""
     async with open_front(tmp_path, Mta((*OFFER, b"AUTH PLAIN")), submission=True) as front:
         client = await front.client()
         for line in ("MAIL FROM:<a@a.example>", "AUTH PLAIN AGEAYg==", "RSET", "VRFY x", "HELP", "HELO x"):
-            assert str(await client.command(line)).startswith("530 5.7.0"), line
+            reply = str(await client.command(line))
+            assert reply.startswith("530 5.7.0 [inbound/tls-required] submission: "), line
         assert (await client.command("NOOP")).code == 250
         assert (await client.command("QUIT")).code == 221
     assert front.mta.clients == []
+    (event,) = front.of(DeliveryRefused)
+    assert (event.reason, event.stage, event.reply) == ("inbound/tls-required", "mail", reply)
     assert "auth_clear" in [event.kind for event in front.of(Violation)]
 
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from smtpguard.events import InternalError, MessageRelayed, SessionClosed
+from smtpguard.events import InternalError, MessageRelayed, SessionClosed, Violation
 from smtpguard.inbound.limits import Limits
 from smtpguard.sandbox.client import Client
 from tests.support.front import Front, open_front
@@ -292,3 +292,51 @@ async def test_a_refused_last_chunk_ends_its_transaction(tmp_path: Path, chunks:
     (message,) = front.mta.messages
     assert message.endswith(b"\r\nSubject: y\r\n")
     assert sound(front)
+
+
+async def _chunk_each(client: Client, content: bytes, seconds: float, count: int) -> None:
+    for _ in range(count):
+        await client.conversation.send(bdat(content))
+        await trio.sleep(seconds)
+
+
+async def test_a_message_of_small_chunks_is_as_slow_as_one_of_small_writes(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    """AF-45, OUT-28: the pace is the whole message's; the waits between its chunks count too."""
+    async with open_front(tmp_path, Mta(CHUNKING)) as front:
+        client = await front.client()
+        assert await asked(client, BEGIN, 2) == [250] * 2
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_chunk_each, client, b"x", 50, 20)
+            replies = [str(await client.reply())[:9]]
+            while replies[-1][:3] == "250":
+                replies.append(str(await client.reply())[:9])
+            nursery.cancel_scope.cancel()
+        assert (await closed(front)).cause == "slow"
+    assert replies[-1] == "421 4.4.2"
+    assert 6 <= len(replies) <= 9
+    assert [event.kind for event in front.of(Violation)] == ["slow"]
+    assert front.mta.messages == []
+
+
+async def test_chunks_at_the_rate_that_is_asked_for(tmp_path: Path, autojump_clock: object) -> None:
+    """AF-45: what comes with its BDAT in one segment is counted too; a message may take as long as it is big."""
+    async with open_front(tmp_path, Mta(CHUNKING)) as front:
+        client = await front.client()
+        assert await asked(client, BEGIN, 2) == [250] * 2
+        await _chunk_each(client, b"x" * 6000, 50, 20)
+        assert [reply[:3] for reply in await heard(client, 20)] == ["250"] * 20
+        assert await asked(client, bdat(b"", last=True), 1) == [250]
+    assert len(front.mta.messages) == 1
+
+
+async def test_rset_ends_the_pace_of_a_message(tmp_path: Path, autojump_clock: object) -> None:
+    """A chunk that nobody wanted, or a message given up, does not make the session slow."""
+    async with open_front(tmp_path, Mta(CHUNKING)) as front:
+        client = await front.client()
+        assert await asked(client, bdat(b"x") + b"RSET\r\n", 2) == [503, 250]
+        for _ in range(4):
+            await trio.sleep(200)
+            assert await asked(client, b"NOOP\r\n", 1) == [250]
+        assert await asked(client, BEGIN + bdat(b"x\r\n", last=True), 3) == [250] * 3

@@ -24,6 +24,7 @@ from smtpguard.events import (
     Violation,
 )
 from smtpguard.inbound.limits import Limits
+from smtpguard.outbound.intake import INTERNAL
 from smtpguard.policy.inbound import InboundRule, InboundRules
 from smtpguard.policy.scopes import RecipientDomain
 from smtpguard.sandbox.client import Client, unverifying_context
@@ -420,6 +421,46 @@ async def test_nobody_is_turned_away_in_clear_there(tmp_path: Path, state: str) 
             nursery.start_soon(front.sessions.drain, 0.0)
             assert await nothing_said(client)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("tls", "said"), [("starttls", b"220 2.0.0 ready to start TLS\r\n"), ("implicit", b"")])
+async def test_a_bug_says_nothing_in_clear_where_tls_is_awaited(
+    tmp_path: Path, tls: str, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SUB-01, STLS-09, OUT-27: neither before the handshake of 465 nor behind a 220 to STARTTLS."""
+
+    async def buggy(*_args: object, **_kwargs: object) -> None:
+        raise KeyError("what")
+
+    monkeypatch.setattr("smtpguard.inbound.session.shake_hands", buggy)
+    async with open_front(tmp_path, tls=tls) as front:
+        client = await front.client() if tls == "starttls" else await front.raw()
+        if tls == "starttls":
+            await client.conversation.send(b"STARTTLS\r\n")
+        heard = b""
+        with trio.fail_after(5):
+            while octets := await client.conversation.receive():
+                heard += octets
+        assert heard == said
+        end = await closed(front)
+        assert [(bug.session, end.cause) for bug in front.of(InternalError)] == [(end.session, "error")]
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+async def test_a_bug_is_owned_up_to_where_the_client_listens(
+    tmp_path: Path, tls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OUT-27: in clear before STARTTLS, and inside TLS."""
+
+    def buggy(*_args: object) -> None:
+        raise KeyError("what")
+
+    monkeypatch.setattr("smtpguard.inbound.session.Relay", buggy)
+    async with open_front(tmp_path, tls=tls) as front:
+        client = await front.raw()
+        if tls == "implicit":
+            await client.conversation.start_tls(unverifying_context(), server_side=False, server_name=HOST)
+        assert str(await client.reply()) == str(INTERNAL)
 
 
 async def test_submission_is_for_tls_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""inbound.manners: errors, empty commands, what needs TLS first."""
+"""inbound.manners: errors, and commands without a message."""
 
 import pytest
 
@@ -31,47 +31,16 @@ def slot(line: str, code: int = 0) -> Slot:
     return Slot(parse_command(line.encode()), Reply.of(code, status, "x") if code else None)
 
 
-def inspected(manners: Manners, *group: Slot, tls: bool = False, authenticated: bool = False) -> list[tuple[int, bool]]:
+def inspected(manners: Manners, *group: Slot, authenticated: bool = False) -> list[tuple[int, bool]]:
     """Code (0: still open) and whether it closes, of what is carried out."""
-    kept = manners.inspect(list(group), tls=tls, authenticated=authenticated)
+    kept = manners.inspect(list(group), authenticated=authenticated)
     return [(one.reply.code if one.reply is not None else 0, one.closes) for one in kept]
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "in_clear"),
-    [
-        ("EHLO x", 250, 250),
-        ("NOOP", 250, 250),
-        ("STARTTLS", 220, 220),
-        ("QUIT", 221, 221),
-        ("HELO x", 250, 530),
-        ("RSET", 250, 530),
-        ("VRFY x", 252, 530),
-        ("EXPN x", 502, 530),
-        ("HELP", 214, 530),
-        ("MAIL FROM:<a@a.example>", 0, 530),
-        ("RCPT TO:<b@b.example>", 503, 530),
-        ("DATA", 503, 530),
-        ("BDAT 1", 503, 530),
-        ("AUTH PLAIN", 530, 530),
-        ("XCLIENT ADDR=::1", 550, 530),
-        ("FOO", 500, 530),
-        ("", 500, 530),
-    ],
-)
-def test_what_is_served_in_clear(line: str, code: int, in_clear: int) -> None:
-    """SUB-02, AF-56, OUT-29 (RFC 3207 §4): four commands; all of them inside TLS, and where TLS is no condition."""
-    assert inspected(Manners(LIMITS, tls_first=True), slot(line, code)) == [(in_clear, False)]
-    assert inspected(Manners(LIMITS, tls_first=True), slot(line, code), tls=True) == [(code, False)]
-    assert inspected(Manners(LIMITS, tls_first=False), slot(line, code)) == [(code, False)]
 
 
 def test_authenticated_once() -> None:
     """AUTH-03."""
-    assert inspected(Manners(LIMITS, tls_first=False), slot("AUTH PLAIN"), tls=True, authenticated=True) == [
-        (503, False)
-    ]
-    assert inspected(Manners(LIMITS, tls_first=False), slot("AUTH PLAIN"), tls=True) == [(0, False)]
+    assert inspected(Manners(LIMITS), slot("AUTH PLAIN"), authenticated=True) == [(503, False)]
+    assert inspected(Manners(LIMITS), slot("AUTH PLAIN")) == [(0, False)]
 
 
 @pytest.mark.parametrize(
@@ -83,14 +52,14 @@ def test_authenticated_once() -> None:
 )  # fmt: skip
 def test_which_replies_are_errors(code: int, counts: bool) -> None:
     """OUT-21, AF-43: what is the client's fault; not what is full or too big."""
-    manners = Manners(Limits(errors=0), tls_first=False)
+    manners = Manners(Limits(errors=0))
     assert inspected(manners, slot("MAIL FROM:<a@a.example>", code)) == ([(421, True)] if counts else [(code, False)])
     assert manners.excess == ("errors" if counts else "")
 
 
 def test_the_error_that_is_one_too_many() -> None:
     """SMTP-09, AF-43, OUT-21: it hears 421 itself, and what is behind it in the group is not looked at."""
-    manners = Manners(LIMITS, tls_first=False)
+    manners = Manners(LIMITS)
     assert inspected(manners, slot("FOO", 500), slot("MAIL FROM:<>"), slot("FOO", 500)) == [
         (500, False), (0, False), (500, False),
     ]  # fmt: skip
@@ -101,7 +70,7 @@ def test_the_error_that_is_one_too_many() -> None:
 
 
 def test_errors_are_not_forgiven_by_a_message() -> None:
-    manners = Manners(LIMITS, tls_first=False)
+    manners = Manners(LIMITS)
     inspected(manners, slot("FOO", 500), slot("FOO", 500))
     manners.message_done()
     assert inspected(manners, slot("FOO", 500)) == [(421, True)]
@@ -110,16 +79,61 @@ def test_errors_are_not_forgiven_by_a_message() -> None:
 @pytest.mark.parametrize("line", ["NOOP", "RSET", "VRFY x", "EXPN x", "HELP", "EHLO x", "HELO x"])
 def test_commands_without_a_message(line: str) -> None:
     """OUT-21: the one too many hears 421; an answered message begins anew."""
-    manners = Manners(LIMITS, tls_first=False)
+    manners = Manners(LIMITS)
     assert inspected(manners, *(slot(line, 250) for _ in range(3))) == [(250, False)] * 3
     manners.message_done()
     assert inspected(manners, *(slot(line, 250) for _ in range(5))) == [(250, False)] * 3 + [(421, True)]
     assert manners.excess == "idle_commands"
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "free"),
+    [
+        ("MAIL FROM:<>", 552, 3), ("MAIL FROM:<>", 553, 3), ("MAIL FROM:<>", 450, 3), ("STARTTLS", 454, 3),
+        ("DATA", 554, 3), ("AUTH PLAIN", 535, 3), ("AUTH PLAIN", 501, 3),
+        ("RCPT TO:<b@b.example>", 452, 399), ("RCPT TO:<b@b.example>", 550, 399), ("BDAT 1", 503, 399),
+    ],
+)  # fmt: skip
+def test_what_was_refused_has_brought_no_message_on(line: str, code: int, free: int) -> None:
+    """OUT-21, OUT-22 (RFC 5321 §4.5.3.1.10): by whomever; the limit is seen at the next command, and QUIT is served."""
+    manners = Manners(LIMITS)
+    for _ in range(2):
+        for _ in range(free):
+            manners.answered(slot(line, code))
+        assert inspected(manners, slot(line)) == [(0, False)]
+        manners.message_done()
+    for _ in range(free + 100):
+        manners.answered(slot(line, code))
+    assert inspected(manners, slot("QUIT", 221)) == [(221, False)]
+    assert inspected(manners, slot(line), slot(line)) == [(421, True)]
+    assert manners.excess == "idle_commands"
+
+
+def test_what_was_done_is_not_counted() -> None:
+    manners = Manners(Limits(idle_commands=0))
+    for line, code in (("MAIL FROM:<>", 250), ("RCPT TO:<b@b.example>", 250), ("DATA", 354), ("AUTH PLAIN", 235)):
+        manners.answered(slot(line, code))
+    assert inspected(manners, slot("MAIL FROM:<>")) == [(0, False)]
+
+
+def test_empty_chunks() -> None:
+    """OUT-21: the size of a message bounds every other chunk."""
+    manners = Manners(LIMITS)
+    assert inspected(manners, *(slot("BDAT 0") for _ in range(5))) == [(0, False)] * 3 + [(421, True)]
+
+
+def test_what_is_pipelined_behind_a_refused_mail_is_one_mistake() -> None:
+    """OUT-21: the client could not know."""
+    manners = Manners(LIMITS)
+    behind = [slot("RCPT TO:<b@b.example>", 503) for _ in range(100)]
+    group = [slot("MAIL FROM:<> SIZE=9", 552), *behind, slot("DATA", 503)]
+    assert len(inspected(manners, *group)) == 102
+    assert inspected(manners, slot("MAIL FROM:<>"), *behind) == [(0, False), (503, False), (503, False), (421, True)]
+
+
 @pytest.mark.parametrize("line", ["MAIL FROM:<>", "RCPT TO:<b@b.example>", "DATA", "BDAT 1", "AUTH PLAIN", "QUIT"])
 def test_commands_of_a_message_are_not_empty(line: str) -> None:
-    manners = Manners(LIMITS, tls_first=False)
+    manners = Manners(LIMITS)
     assert len(inspected(manners, *(slot(line) for _ in range(50)))) == 50
     assert manners.excess == ""
 
@@ -128,7 +142,7 @@ def test_no_handshake_after_a_limit() -> None:
     """The STARTTLS that is one error too many does not go on to TLS."""
     one = slot("STARTTLS", 503)
     one.starts_tls = True
-    assert inspected(Manners(Limits(errors=0), tls_first=False), one) == [(421, True)]
+    assert inspected(Manners(Limits(errors=0)), one) == [(421, True)]
     assert not one.starts_tls
 
 

@@ -3,9 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 
-from smtpguard.events import MtaAlert, MtaState
+from smtpguard.events import MtaAlert, MtaState, MtaUnproven
+from smtpguard.inbound.profile import judge_probe
+from smtpguard.smtp.replies import Reply
 from tests.support.front import changed, open_front
 from tests.support.mta import OFFER, XCLIENT, Mta
 
@@ -92,3 +95,69 @@ async def test_a_reload_to_another_mta_is_probed_first(tmp_path: Path) -> None:
             assert str(await client.reply()).startswith("421 4.3.0")
         nursery.cancel_scope.cancel()
     assert [event.state for event in front.of(MtaState)] == ["ready", "starting", "open_relay"]
+
+
+async def literals(line: bytes) -> bytes | None:
+    """An open relay that looks a recipient's domain up before it asks who the client is: example.com has a null MX."""
+    if not line.upper().startswith(b"RCPT"):
+        return None
+    return b"556 5.1.10 null MX" if line.endswith(b"@example.com>") else b"250 2.1.5 Ok"
+
+
+async def test_an_open_relay_that_knows_of_null_mx(tmp_path: Path) -> None:
+    """DESIGN §6: a literal is asked for too, which has no DNS to fail."""
+    async with open_front(tmp_path, Mta(script=literals)) as front:
+        assert str(await (await front.raw()).reply()).startswith("421 4.3.0")
+        assert front.service.watch.state == "open_relay"
+
+
+@pytest.mark.parametrize(
+    ("mail", "recipients", "relays"),
+    [
+        (250, (250,), True),
+        (250, (556, 250), True),
+        (250, (450, 250), True),
+        (250, (554, 554), False),
+        (250, (450, 554), None),
+        (250, (554, 451), None),
+        (550, (), None),
+        (450, (), None),
+        (530, (), False),
+    ],
+)
+def test_what_a_probe_proves(mail: int, recipients: tuple[int, ...], relays: bool | None) -> None:
+    """DESIGN §6: only a recipient refused for good, or a demand to authenticate, says that strangers may not relay."""
+    replies = [Reply.of(code, "", "x") for code in recipients]
+    assert judge_probe(Reply.of(mail, "", "x"), replies).relays is relays
+
+
+async def test_no_clear_answer(tmp_path: Path) -> None:
+    """Clients are served, and it is told until the probe is answered; a reload forgets what was known."""
+    mta = Mta(replies={b"MAIL": b"450 4.7.1 later"})
+    async with open_front(tmp_path, mta) as front:
+        watch = front.service.watch
+        assert (watch.state, watch.refusal, watch.is_refused) == ("unproven", None, False)
+        (event,) = front.of(MtaUnproven)
+        assert "450 4.7.1 later" in event.detail
+        await front.client()
+        assert await watch.learn()
+        assert len(front.of(MtaUnproven)) == 1
+        mta.replies.clear()
+        assert await watch.learn()
+        assert watch.state == "ready"
+        mta.replies[b"MAIL"] = b"450 4.7.1 later"
+        assert await watch.learn()
+        assert watch.state == "ready"
+    assert front.of(MtaAlert) == []
+
+
+async def test_an_open_relay_is_not_trusted_for_what_it_does_not_say(tmp_path: Path) -> None:
+    """DESIGN §2 law 2: once found, it is one until it refuses a recipient."""
+    async with open_front(tmp_path, Mta(script=anybody)) as front:
+        front.mta.script = None
+        front.mta.replies[b"RCPT"] = b"451 4.3.0 later"
+        assert not await front.service.watch.learn()
+        assert front.service.watch.state == "open_relay"
+        front.mta.replies.clear()
+        assert await front.service.watch.learn()
+        assert front.service.watch.state == "ready"

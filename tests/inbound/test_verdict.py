@@ -83,27 +83,31 @@ async def test_what_may_pass_is_not_told() -> None:
     assert asked.events == []
 
 
-async def test_a_chunk_is_not_judged() -> None:
-    """Its octets come in any case (RFC 3030 §2); on a submission listener in clear too."""
-    asked = Asked(InboundRules(submission=True))
-    assert asked.verdicts.refusal(Bdat(5, last=True), None) is None
-    assert asked.events == []
-
-
 async def test_submission_in_clear() -> None:
-    """SUB-02: the domain told is the recipient's, or the sender's where there is none."""
+    """SUB-02, DESIGN §2 law 6: told once a session, with the id that every such reply has."""
     asked = Asked(InboundRules(submission=True))
-    for command, standing, domain in (
-        (mail(), None, "a.example"),
-        (Data(), mail("b@b.example"), "b.example"),
-        (Data(), None, ""),
-    ):
-        reply = asked.verdicts.refusal(command, standing)
-        assert reply is not None
-        assert reply.code == 530
-        event = asked.events[-1]
-        assert isinstance(event, DeliveryRefused)
-        assert event.domain == domain
+    assert asked.verdicts.before_tls(Noop()) is None
+    reply = asked.verdicts.before_tls(mail())
+    assert str(reply) == (
+        f"530 5.7.0 [inbound/tls-required] submission: TLS is required, issue STARTTLS first (id {asked.session}.1)"
+    )
+    assert asked.verdicts.before_tls(Data()) is reply
+    assert asked.verdicts.before_tls(Bdat(5, last=True)) is reply
+    (event,) = asked.events
+    assert isinstance(event, DeliveryRefused)
+    assert (event.id, event.domain, event.reason, event.stage) == (
+        f"{asked.session}.1", "a.example", "inbound/tls-required", "mail",
+    )  # fmt: skip
+    asked.verdicts.facts = SECURED
+    assert asked.verdicts.before_tls(mail()) is None
+
+
+async def test_a_rule_has_no_say_before_the_recipient() -> None:
+    """STLS-15."""
+    asked = Asked(rules(RecipientDomain("*")))
+    assert asked.verdicts.before_tls(mail()) is None
+    assert asked.verdicts.before_tls(parse_command(b"RCPT TO:<x@secret.example>")) is None
+    assert asked.events == []
 
 
 async def test_temporary() -> None:

@@ -213,16 +213,6 @@ def test_sub_02_submission_serves_four_commands_in_clear(line: str, clear: str) 
     assert said(judge_client(rules, TLS_12, command(line), sender=None, today=TODAY)) == OK
 
 
-def test_auth_01_auth_in_clear_is_refused_everywhere_with_one_reply() -> None:
-    """AUTH-01: good and bad credentials hear the same, and neither is repeated."""
-    answers = {
-        str(judge_client(rules, CLEAR, command(line), sender=None, today=TODAY).reply("d.1"))  # type: ignore[union-attr]
-        for rules in (InboundRules(), InboundRules(submission=True))
-        for line in ("AUTH PLAIN AGEAYg==", "AUTH LOGIN", "AUTH CRAM-MD5")
-    }
-    assert answers == {"530 5.7.0 [inbound/tls-required] AUTH: TLS is required, issue STARTTLS first (id d.1)"}
-
-
 def test_a_command_refused_for_its_form_keeps_its_reply() -> None:
     bad = command("MAIL FROM a")
     assert isinstance(bad, BadCommand)
@@ -231,6 +221,50 @@ def test_a_command_refused_for_its_form_keeps_its_reply() -> None:
 
 def test_rules_hold_on_a_submission_listener_too() -> None:
     assert said(rcpt(InboundRules((ASKS_13,), submission=True), TLS_12)) == TLS_530
+
+
+# -- whose recipient is it?
+
+
+@pytest.mark.parametrize(
+    ("recipient", "holds"),
+    [
+        ("x@secret.example", True),
+        ("@relay.example,@other.example:x@secret.example", True),
+        ("@secret.example:x@open.example", False),  # the route is not passed on
+        ("x@[192.0.2.25]", True),
+        ("x@[IPv6:2001:db8::25]", True),
+        ("x%secret.example@open.example", True),
+        ("x%SECRET.example%other.example@open.example", True),
+        ("secret.example!x@open.example", True),
+        ("other.example!secret.example!x@open.example", True),
+        ('"x@secret.example"@open.example', True),
+        ('"x@[IPv6:::1]"@open.example', True),
+        ('"x@[127.0.0.1]"@open.example', True),
+        ("x%sub.secret.example@open.example", False),
+        ("bounces+x=secret.example@open.example", False),
+        ("100%@open.example", False),
+        ('"what a day!"@open.example', False),
+        ("postmaster@[192.0.2.25]", False),
+    ],
+)
+def test_no_other_spelling_of_a_recipient_passes_a_rule(recipient: str, holds: bool) -> None:
+    """DESIGN §2 law 2: a literal may be any domain of the MTA, and many an MTA knows the old routing forms."""
+    assert said(rcpt(InboundRules((ASKS_TLS,)), CLEAR, recipient)) == (TLS_530 if holds else OK)
+
+
+def test_a_rule_in_shadow_says_nothing_about_literals() -> None:
+    rules = InboundRules((replace(ASKS_TLS, mode=Mode.SHADOW),))
+    assert rcpt(rules, CLEAR, "x@[192.0.2.25]") == Accept()
+    everything = replace(ASKS_TLS, scope=RecipientDomain("*"), mode=Mode.SHADOW)
+    assert len(rcpt(InboundRules((everything,)), CLEAR, "x@[192.0.2.25]").shadowed) == 1
+
+
+def test_a_rule_is_found_once() -> None:
+    rules = InboundRules((replace(ASKS_TLS, scope=RecipientDomain("*")),))
+    answer = rcpt(rules, CLEAR, "x%a.example@b.example")
+    assert isinstance(answer, RefuseInbound)
+    assert len(answer.reasons) == 1
 
 
 # -- several rules

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +13,15 @@ import trio
 from smtpguard.clock import Clock, Ids
 from smtpguard.events import Event
 from smtpguard.inbound.service import Inbound
+from smtpguard.inbound.session import serve_client
 from smtpguard.inbound.settings import InboundListener
 from smtpguard.inbound.settings import Mta as MtaSettings
 from smtpguard.names import Domain
 from smtpguard.net.accept import serve
 from smtpguard.net.listen import open_listeners, parse_bind
 from smtpguard.net.sessions import Sessions
+from smtpguard.outbound.intake import INTERNAL
+from smtpguard.policy.inbound import InboundRules
 from smtpguard.sandbox.client import Client, unverifying_context
 from smtpguard.tls.certificates import CertificateFiles, ServerCertificates
 from smtpguard.tls.pkix import RootStore
@@ -92,6 +96,7 @@ async def open_front(
     mta_settings: dict[str, Any] | None = None,
     bind: str = "127.0.0.1:0",
     ready: bool = True,
+    submission: bool = False,
     **listener: Any,
 ) -> AsyncIterator[Front]:
     """A listener with these settings before `mta` (one is started).  `ready`: wait until the MTA's profile is known."""
@@ -112,6 +117,7 @@ async def open_front(
             "mta": MtaSettings(**(way | {"identity_by": identity_by} | (mta_settings or {}))),
             "certificates": ServerCertificates.load(pairs, clock.now()),
             "client_names": False,
+            "rules": InboundRules(submission=submission),
         }
         settings = InboundListener(**(given | listener))
         sessions, mta_wires = Sessions(clock), Sessions(clock)
@@ -150,13 +156,14 @@ async def _serve(
 ) -> None:
     await serve(
         sock,
-        service.session,
+        partial(serve_client, service),
         name="mx",
         slots=trio.Semaphore(10_000),
         sessions=sessions,
         nursery=nursery,
         clock=clock,
         emit=events.append,
+        farewell=INTERNAL.encode(),
     )
 
 

@@ -204,7 +204,7 @@ class _Dialogue:
                 if not self.mail:
                     await self.say(b"503 5.5.1 need MAIL")
                     return
-                ordinary = b"554 5.7.1 Relay access denied" if b"@example.com>" in line else b"250 2.1.5 Ok"
+                ordinary = b"554 5.7.1 Relay access denied" if b":<probe@" in line else b"250 2.1.5 Ok"
                 self.rcpts += (await self.answer(verb, line, ordinary)).startswith(b"2")
             case b"DATA":
                 await self.data(line)
