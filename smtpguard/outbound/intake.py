@@ -92,7 +92,7 @@ class _Session:
         self._sessions = sessions
         self._clock: Clock = services.clock
         self._emit: Emit = services.emit
-        self._id = id_
+        self._id = wire.session = id_
         self._decisions = 0
         self._transaction: Transaction | None = None
         self._transactions = 0

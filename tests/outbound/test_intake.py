@@ -352,7 +352,9 @@ async def test_out_27_a_bug_in_a_session(tmp_path: Path, monkeypatch: pytest.Mon
         await gone(rig)
         await closed_hosts(rig, "a.example")
         assert not has_dot(rig, "a.example")
-        assert [one.error.split(" at ")[0] for one in rig.of(InternalError)] == ["RuntimeError: a bug"]
+        (bug,) = rig.of(InternalError)
+        assert bug.error.startswith("RuntimeError: a bug at ")
+        assert [bug.session] == [closed.session for closed in rig.of(SessionClosed)]
         assert repr(rig.engine.services.slots) == "<DestinationSlots connections={} walks={}>"
 
 
