@@ -91,10 +91,11 @@ class Pod:
                 run("nft", "flush", "ruleset")  # the rules of iptables are nftables' too
 
     def clean(self) -> None:
-        """After each test: no mail on the way, and smtpguard has forgotten which hosts failed, if any did."""
+        """After each test: no mail on the way, no connection kept, no failed host remembered by smtpguard."""
         for postfix in (self.sender, self.routed):
             if "Mail queue is empty" not in postfix.queue():
                 postfix.purge()
+            postfix.hang_up()
         with self.network.entered():
             if any(self.smtpguard.counted(f"smtpguard_{what}_total") for what in ("hosts_skipped", "refusals")):
                 self.smtpguard.stop()
