@@ -22,10 +22,14 @@ class Verdicts:
 
         Told with the first such command of a session: all of them hear that one decision.
         """
-        verdict = self._judge(command, None) if not self.facts.encrypted else Accept()
-        if isinstance(verdict, RefuseInbound) and self._needs_tls is None:
+        if self.facts.encrypted or not self._rules.submission:
+            return None
+        verdict = self._judge(command, None)
+        if isinstance(verdict, Accept):
+            return None
+        if self._needs_tls is None:
             self._needs_tls = self._refuse(self._record.decision(), command, verdict)
-        return self._needs_tls if isinstance(verdict, RefuseInbound) else None
+        return self._needs_tls
 
     def refusal(self, command: Command, mail: Mail | None) -> Reply | None:
         """The reply to a command that may not pass, given the MAIL in force; None where it may."""
