@@ -82,7 +82,7 @@ async def shake_hands(
     name: Domain | None = None
     with trio.move_on_after(seconds):
         if len(certificates.certificates) > 1:
-            hello = read_hello(await wire.peek_client_hello(_more_is_needed))
+            hello = read_hello(await wire.peek(_more_is_needed))
             name = hello.name if isinstance(hello, Sni) else None
         context = certificates.context(name, request_client_certificate=request_certificate)
         return await wire.start_tls(context, server_side=True), name

@@ -287,8 +287,8 @@ class Wire:
 
     # -- TLS
 
-    async def peek_client_hello(self, needs: Callable[[bytes], bool], limit: int = CLIENT_HELLO_OCTETS) -> bytes:
-        """The first octets of the handshake to come, without reading them: `start_tls` sees them too.
+    async def peek(self, needs: Callable[[bytes], bool], limit: int = CLIENT_HELLO_OCTETS) -> bytes:
+        """The next octets, such as those of the handshake to come, without reading them: `start_tls` sees them too.
 
         Waits until `needs(octets)` is false, `limit` is reached or the peer sends no more; b"" is its end.  The
         time limit is the caller's, the same as for the handshake.  Raises Interrupted, WireLost.

@@ -124,7 +124,7 @@ async def meet(
 async def _cancel_when_gone(wire: Wire, scope: trio.CancelScope) -> None:
     """Cancel `scope` at the end of what the peer sends; what it says before its turn is left unread."""
     with suppress(WireLost, Interrupted):
-        if await wire.peek_client_hello(lambda _: False, limit=1):
+        if await wire.peek(lambda _: False, limit=1):
             return
     scope.cancel()
 

@@ -204,7 +204,7 @@ async def test_a_hello_cut_at_every_offset(start: int) -> None:
             async with trio.open_nursery() as nursery:
 
                 async def peek(server: Wire = server) -> None:
-                    assert await server.peek_client_hello(is_partial) == HELLO
+                    assert await server.peek(is_partial) == HELLO
 
                 with counting.installed():
                     nursery.start_soon(peek)
@@ -244,7 +244,7 @@ async def test_a_hello_octet_by_octet_then_the_handshake(pair: tuple[Wire, Wire]
             await client.send(tls.bio_read(65536))
 
         nursery.start_soon(talk)
-        assert await server.peek_client_hello(is_partial) == hello
+        assert await server.peek(is_partial) == hello
         outcome = await server.start_tls(server_context(TLS13), server_side=True, seconds=10)
     assert outcome.encrypted
     assert server.tls is not None
@@ -256,20 +256,20 @@ async def test_a_hello_that_ends_early_is_given_as_it_is(pair: tuple[Wire, Wire]
     await client.send(HELLO[:50])
     client.close()
     with trio.fail_after(5):
-        assert await server.peek_client_hello(is_partial) == HELLO[:50]
+        assert await server.peek(is_partial) == HELLO[:50]
     assert (await failure(server)).failure_code == "eof"
 
 
 async def test_an_end_before_the_hello(pair: tuple[Wire, Wire]) -> None:
     client, server = pair
     client.close()
-    assert await server.peek_client_hello(is_partial) == b""
+    assert await server.peek(is_partial) == b""
 
 
 async def test_no_more_than_the_limit_is_looked_at(pair: tuple[Wire, Wire]) -> None:
     client, server = pair
     await client.send(b"x" * 500)
-    assert await server.peek_client_hello(lambda octets: True, limit=300) == b"x" * 300
+    assert await server.peek(lambda octets: True, limit=300) == b"x" * 300
     assert low_water(server) == 1
 
 
@@ -281,7 +281,7 @@ async def test_an_interrupt_ends_the_peek_and_the_low_water_mark_is_back(pair: t
 
         async def peek() -> None:
             with pytest.raises(Interrupted):
-                await server.peek_client_hello(is_partial)
+                await server.peek(is_partial)
 
         nursery.start_soon(peek)
         await trio.testing.wait_all_tasks_blocked()
@@ -296,7 +296,7 @@ async def test_a_close_ends_the_peek(pair: tuple[Wire, Wire]) -> None:
 
         async def peek() -> None:
             with pytest.raises(WireLost, match="closed"):
-                await server.peek_client_hello(is_partial)
+                await server.peek(is_partial)
 
         nursery.start_soon(peek)
         await trio.testing.wait_all_tasks_blocked()
@@ -319,7 +319,7 @@ async def test_a_unix_socket_is_not_polled() -> None:
     with unix_wires() as (client, server):
         await client.send(HELLO[:50])
         with trio.fail_after(5):
-            assert await server.peek_client_hello(is_partial) == HELLO[:50]
+            assert await server.peek(is_partial) == HELLO[:50]
 
 
 async def test_the_kernel_keeps_the_low_water_mark() -> None:
